@@ -1,0 +1,116 @@
+"""The protocol by which unrolls travel from actors to a learner.
+
+Rows are the bytes of `unroll_layout.UnrollLayout`. Two implementations hold to
+the same contract (`tests/distributed/transport_contract.py`): `local_transport`
+(one process) and `reverb_transport` (any number of machines). Rows of one writer
+arrive in order. The queue is bounded: a full one holds its writers back. Every
+call has a deadline. Nothing is lost without being counted: a reader sees gaps in
+the sequence numbers of each (actor, incarnation).
+"""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from impala_jax import unroll_layout
+
+
+class TransportError(Exception):
+  """The other side is gone or refuses; the caller may try again later."""
+
+
+class Closed(TransportError):
+  """This side was closed: no call will succeed again."""
+
+
+@dataclasses.dataclass
+class ReaderStats:
+  """Totals since the start, in unrolls."""
+
+  received: int = 0  # Sound unrolls handed on or waiting to be.
+  corrupted: int = 0  # Refused by checksum or layout.
+  lost: int = 0  # Sequence numbers that never came.
+  duplicated: int = 0  # Sequence numbers seen before; not handed on.
+  queued: int = 0  # Waiting now.
+  capacity: int = 0  # How many may wait.
+
+
+class SequenceTracker:
+  """Counts lost and repeated unrolls by the sequence numbers of each writer."""
+
+  def __init__(self) -> None:
+    self._next: dict[tuple[int, int], int] = {}
+
+  def observe(self, header: np.ndarray, stats: ReaderStats) -> bool:
+    """Returns whether this unroll is new; updates `lost` and `duplicated`."""
+    key = (int(header['actor_id']), int(header['incarnation']))
+    sequence = int(header['sequence'])
+    expected = self._next.get(key, 0)
+    if sequence < expected:
+      stats.duplicated += 1
+      return False
+    stats.lost += sequence - expected
+    self._next[key] = sequence + 1
+    return True
+
+
+class Batch:
+  """`B` sound unrolls as one array.
+
+  Attributes:
+    rows: uint8 [B, nbytes], 64-byte aligned.
+  """
+
+  def __init__(self, rows: np.ndarray, on_release=None):
+    self.rows = rows
+    self._on_release = on_release
+
+  def release(self) -> None:
+    """Tells that nobody reads `rows` any more. Idempotent.
+
+    XLA's CPU client reads `rows` in place, so release only after the update that
+    uses them has finished.
+    """
+    if self._on_release is not None:
+      self._on_release()
+      self._on_release = None
+
+
+class Writer(Protocol):
+  """The actor's side. Used by one thread."""
+
+  def write(self, row: np.ndarray, timeout: float) -> None:
+    """Sends one sealed row; `row` may be reused as soon as it returns.
+
+    Raises:
+      ValueError: the row is not of the transport's layout.
+      TimeoutError: the queue stayed full; the row was not sent, and sending the
+        same row again is right.
+      TransportError: the learner is out of reach (after a bounded wait).
+      Closed: `close` was called on either side.
+    """
+
+  def close(self) -> None:
+    """Idempotent; does not block for longer than a few seconds."""
+
+
+class Reader(Protocol):
+  """The learner's side: owns the queue. Used by one thread."""
+
+  layout: unroll_layout.UnrollLayout
+
+  def read(self, timeout: float) -> Batch:
+    """The next batch of the configured size.
+
+    Raises:
+      TimeoutError: no full batch in time; what has come is kept for later.
+      Closed: `close` was called.
+    """
+
+  def stats(self) -> ReaderStats:
+    """A copy of the counts. May be called from any thread."""
+
+  def close(self) -> None:
+    """Stops accepting; blocked readers and writers return with `Closed` or
+    `TransportError`. Idempotent, bounded in time."""

@@ -1,0 +1,65 @@
+"""The interface between actors and environments: many at a time, `send`/`recv`.
+
+An actor drives a `VectorEnvironment`. Single environments (any
+`dm_env.Environment`, gymnasium through `gymnasium_adapter`) are made into one by
+`environments.vector.SequentialVector`.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from impala_jax import types
+
+
+class EpisodeEnd(NamedTuple):
+  """A finished episode as a person would count it.
+
+  It ends where the game ends, not where training cuts it (a lost life), and its
+  return is the sum of the raw rewards.
+  """
+
+  task_id: int
+  episode_return: float
+  length: int  # Agent steps.
+  truncated: bool  # Ended by a time limit.
+
+
+class Ready(NamedTuple):
+  """Environments that have a new time step and wait for an action.
+
+  The arrays belong to the receiver: the environment does not write to them again.
+  """
+
+  env_ids: np.ndarray  # int32 [K], distinct, each in [0, num_envs).
+  timestep: types.TimeStep  # [K, ...]
+  episodes: list[EpisodeEnd]  # Those that ended with these time steps.
+
+
+class VectorEnvironment(Protocol):
+  """`num_envs` environments stepped together or as they become ready.
+
+  `reset` starts all of them; then each environment that `recv` returned gets
+  exactly one action by `send` before it can be returned again. After a LAST
+  step the action is ignored and the next time step is FIRST.
+  """
+
+  num_envs: int
+  spec: types.EnvironmentSpec
+  task_ids: np.ndarray  # int32 [num_envs]
+
+  def reset(self, seed: int) -> None:
+    """Begins the first episodes; results come by `recv`."""
+
+  def send(self, env_ids: np.ndarray, actions: np.ndarray) -> None:
+    """Takes int32 `actions` [K] in environments `env_ids` [K]."""
+
+  def recv(self, timeout: float) -> Ready:
+    """Returns the ready environments (at least one).
+
+    Raises:
+      TimeoutError: nothing became ready within `timeout` seconds.
+    """
+
+  def close(self) -> None:
+    """Frees threads and processes. Idempotent."""
