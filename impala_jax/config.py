@@ -13,7 +13,6 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-SUITES = ('atari', 'catch')
 TORSOS = ('shallow', 'deep', 'nature', 'mlp')
 CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'no_correction')
 REWARD_CLIPPING = ('abs_one', 'soft_asymmetric', 'none')
@@ -175,7 +174,6 @@ def validate(config: Config, local_devices: int | None = None) -> None:
       value = getattr(value, part)
     need(value in allowed, field, 'must be one of ' + ', '.join(allowed))
 
-  one_of('environment.suite', SUITES)
   one_of('network.torso', TORSOS)
   one_of('network.dtype', DTYPES)
   one_of('loss.correction', CORRECTIONS)
@@ -251,9 +249,6 @@ def validate(config: Config, local_devices: int | None = None) -> None:
       'learner.num_devices',
       f'this machine has {local_devices}',
     )
-  if config.environment.suite != 'atari':
-    need(config.environment.action_repeat == 1, 'environment.action_repeat',
-         f'must be 1 for suite {config.environment.suite!r}')  # fmt: skip
   if problems:
     raise ConfigError(
       f'{len(problems)} impossible setting(s):\n  ' + '\n  '.join(problems)

@@ -5,7 +5,7 @@ the same contract (`tests/distributed/transport_contract.py`): `local_transport`
 (one process) and `reverb_transport` (any number of machines). Rows of one writer
 arrive in order. The queue is bounded: a full one holds its writers back. Every
 call has a deadline. Nothing is lost without being counted: a reader sees gaps in
-the sequence numbers of each (actor, incarnation).
+the sequence numbers of each (actor, incarnation) from the first one it received.
 """
 
 import dataclasses
@@ -28,16 +28,20 @@ class Closed(TransportError):
 class ReaderStats:
   """Totals since the start, in unrolls."""
 
-  received: int = 0  # Sound unrolls handed on or waiting to be.
-  corrupted: int = 0  # Refused by checksum or layout.
-  lost: int = 0  # Sequence numbers that never came.
+  received: int = 0  # Sound, new, and put into a batch.
+  corrupted: int = 0  # Refused by checksum or layout; most are `lost`, too.
+  lost: int = 0  # Sequence numbers skipped.
   duplicated: int = 0  # Sequence numbers seen before; not handed on.
   queued: int = 0  # Waiting now.
   capacity: int = 0  # How many may wait.
 
 
 class SequenceTracker:
-  """Counts lost and repeated unrolls by the sequence numbers of each writer."""
+  """Counts lost and repeated unrolls by the sequence numbers of each writer.
+
+  Counting begins with the first unroll seen of an (actor, incarnation): actors
+  that outlive a learner go on with their numbers at the next one.
+  """
 
   def __init__(self) -> None:
     self._next: dict[tuple[int, int], int] = {}
@@ -46,7 +50,7 @@ class SequenceTracker:
     """Returns whether this unroll is new; updates `lost` and `duplicated`."""
     key = (int(header['actor_id']), int(header['incarnation']))
     sequence = int(header['sequence'])
-    expected = self._next.get(key, 0)
+    expected = self._next.get(key, sequence)
     if sequence < expected:
       stats.duplicated += 1
       return False
@@ -70,25 +74,35 @@ class Batch:
     """Tells that nobody reads `rows` any more. Idempotent.
 
     XLA's CPU client reads `rows` in place, so release only after the update that
-    uses them has finished.
+    uses them has finished. Three batches may be held while the next is read;
+    beyond that writers are held back until one is released.
     """
     if self._on_release is not None:
       self._on_release()
       self._on_release = None
 
 
+def check_row(row: np.ndarray, layout: unroll_layout.UnrollLayout) -> None:
+  """Raises ValueError unless `row` is uint8 [layout.nbytes]."""
+  if row.dtype != np.uint8 or row.shape != (layout.nbytes,):
+    raise ValueError(
+      f'row is {row.dtype}{list(row.shape)}, expected uint8[{layout.nbytes}]'
+    )
+
+
 class Writer(Protocol):
-  """The actor's side. Used by one thread."""
+  """The actor's side. `write` is used by one thread, `close` by any."""
 
   def write(self, row: np.ndarray, timeout: float) -> None:
     """Sends one sealed row; `row` may be reused as soon as it returns.
 
     Raises:
       ValueError: the row is not of the transport's layout.
-      TimeoutError: the queue stayed full; the row was not sent, and sending the
-        same row again is right.
-      TransportError: the learner is out of reach (after a bounded wait).
-      Closed: `close` was called on either side.
+      TimeoutError: the queue stayed full; sending the same row again is right,
+        and it arrives once. A row that is given up may still arrive.
+      TransportError: the learner is out of reach or stopped (after a bounded
+        wait). Sending the same row again is right.
+      Closed: this writer was closed, or its reader in the same process.
     """
 
   def close(self) -> None:

@@ -23,6 +23,7 @@ class EpisodeEnd(NamedTuple):
   episode_return: float
   length: int  # Agent steps.
   truncated: bool  # Ended by a time limit.
+  env_id: int = -1  # Which environment of the vector it was.
 
 
 class Ready(NamedTuple):

@@ -1,0 +1,45 @@
+# `make train` and `make test` are all that a newcomer needs; see `make help`.
+SHELL := /bin/bash
+
+VENV_ROOT ?= .venv
+SET ?= cluster
+SETS ?= cluster latest
+ARGS ?=
+PYTEST_ARGS ?=
+VENV := $(VENV_ROOT)/$(SET)
+export PYTHON VENV_ROOT PYTEST_ARGS
+
+.PHONY: help train test setup lint clean
+
+help:
+	@echo 'make train  set up, then train on Atari (ARGS="--help" lists the flags)'
+	@echo 'make test   set up, then lint, type check and tests on both sets'
+	@echo 'make setup  set up alone: the virtual environment $(VENV)'
+	@echo 'make lint   style check alone'
+	@echo 'make clean  remove the virtual environments and caches; runs/ stays'
+	@echo
+	@echo 'Variables:'
+	@echo '  SET=cluster|latest   pinned set for train, setup, lint (now: $(SET));'
+	@echo '                       cluster: Reverb, Python 3.11; latest: newest JAX'
+	@echo '  SETS="cluster latest"  sets for test'
+	@echo '  PYTHON=...           interpreter to build with (default: python3.11)'
+	@echo '  ARGS="..."           flags of launch.run_atari'
+	@echo '  PYTEST_ARGS="..."    arguments of pytest, such as tests/vtrace_test.py'
+
+train: setup
+	@exec "$(VENV)/bin/python" -m launch.run_atari $(ARGS)
+
+test:
+	@for set in $(SETS); do tools/setup_venv.sh $$set || exit 1; done
+	@tools/run_tests.sh $(SETS)
+
+setup:
+	@tools/setup_venv.sh $(SET)
+
+lint: setup
+	@tools/lint.sh "$(VENV)/bin"
+
+clean:
+	rm -rf $(foreach set,cluster latest,$(VENV_ROOT)/$(set){,.log,.lock})
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -path ./$(VENV_ROOT) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,47 @@
+"""Says in words which stage of a run limits it."""
+
+from collections.abc import Mapping
+
+_ADVICE = {
+  'environment': 'stepping environments',
+  'inference': 'running the policy',
+  'pack': 'writing unrolls',
+  'parameters': 'fetching parameters',
+  'learner': 'waiting for a place in the queue',
+}
+
+
+def describe(
+  learner: Mapping[str, float], actor: Mapping[str, float], queue_fill: float
+) -> str:
+  """One sentence on the bottleneck.
+
+  Args:
+    learner: shares of the learner's wall time by stage (`wait`: for a batch,
+      `update`: for the device, and others).
+    actor: shares of the actors' time by stage of `actor.Actor.seconds`; empty
+      before the first report.
+    queue_fill: fraction of the queue in use.
+  """
+  waiting = learner.get('wait', 0.0)
+  updating = learner.get('update', 0.0)
+  held = actor.get('learner', 0.0)
+  if not actor:
+    return 'starting: no actor has reported yet'
+  own = {k: v for k, v in actor.items() if k != 'learner'}
+  main = max(own, key=lambda k: own[k])
+  doing = f'{_ADVICE.get(main, main)} ({own[main]:.0%} of their time)'
+  if waiting > 0.4 and waiting >= held:
+    return (
+      f'the actors: the learner waits {waiting:.0%} of its time for unrolls; '
+      f'the actors are mostly {doing}'
+    )
+  if held > 0.2:
+    return (
+      f'the learner: it updates {updating:.0%} of its time, and a full queue '
+      f'holds the actors back {held:.0%} of theirs'
+    )
+  return (
+    f'balanced: the learner waits {waiting:.0%}, the actors are held back '
+    f'{held:.0%}, the queue is {queue_fill:.0%} full'
+  )

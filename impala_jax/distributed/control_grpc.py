@@ -1,0 +1,137 @@
+"""`Control` over gRPC, for processes other than the learner's.
+
+Two unary methods with msgpack bodies, each call with a deadline. The parameters of
+one version are serialised once, whoever asks for them. There is neither
+authentication nor encryption here: the address must be private to the run.
+"""
+
+import concurrent.futures
+import threading
+from typing import Any
+
+import grpc
+import msgpack
+from flax import serialization
+
+from impala_jax import types
+from impala_jax.distributed import control as control_lib
+from impala_jax.distributed import transport
+
+_SERVICE = 'impala_jax.Control'
+_OPTIONS = [
+  ('grpc.max_send_message_length', -1),
+  ('grpc.max_receive_message_length', -1),
+  # Without this a second server on the same port silently shares it.
+  ('grpc.so_reuseport', 0),
+]
+
+
+class Server:
+  """Serves a `Control`.
+
+  Args:
+    control: what to serve.
+    host: interface to bind; loopback unless the run spans machines.
+    port: 0 picks a free one.
+
+  Raises:
+    OSError: the port is taken.
+  """
+
+  def __init__(
+    self, control: control_lib.Control, host: str = '127.0.0.1', port: int = 0
+  ):
+    self._control = control
+    self._serialised: tuple[int, bytes] = (-1, b'')
+    self._lock = threading.Lock()
+    pool = concurrent.futures.ThreadPoolExecutor(8, 'control')
+    self._server = grpc.server(pool, options=_OPTIONS)
+    handlers = {
+      'Fetch': grpc.unary_unary_rpc_method_handler(self._fetch),
+      'Report': grpc.unary_unary_rpc_method_handler(self._report),
+    }
+    self._server.add_generic_rpc_handlers(
+      (grpc.method_handlers_generic_handler(_SERVICE, handlers),)
+    )
+    try:
+      self.port = self._server.add_insecure_port(f'{host}:{port}')
+    except RuntimeError as e:
+      raise OSError(f'cannot listen on {host}:{port}: {e}') from e
+    self.address = f'{host}:{self.port}'
+    self._server.start()
+
+  def close(self) -> None:
+    self._server.stop(grace=1.0).wait(timeout=5.0)
+
+  def _fetch(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+    newer = self._control.fetch(msgpack.unpackb(request)['have_version'])
+    if newer is None:
+      return msgpack.packb(None)
+    version, params = newer
+    with self._lock:
+      if self._serialised[0] != version:
+        body = serialization.msgpack_serialize({'version': version, 'params': params})
+        self._serialised = (version, body)
+      return self._serialised[1]
+
+  def _report(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+    return msgpack.packb(self._control.report(**msgpack.unpackb(request)))
+
+
+class Client:
+  """`Control.fetch` and `Control.report` of another process, with deadlines.
+
+  Args:
+    address: host:port of a `Server`.
+    timeout: seconds that one call may take.
+  """
+
+  def __init__(self, address: str, timeout: float = 20.0):
+    self._address = address
+    self._timeout = timeout
+    self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    self._fetch = self._channel.unary_unary(f'/{_SERVICE}/Fetch')
+    self._report = self._channel.unary_unary(f'/{_SERVICE}/Report')
+
+  def fetch(self, have_version: int) -> tuple[int, types.Nest] | None:
+    """See `Control.fetch`.
+
+    Raises:
+      transport.TransportError: no answer within the time-out.
+    """
+    reply = self._call(self._fetch, {'have_version': int(have_version)})
+    message = serialization.msgpack_restore(reply)
+    return None if message is None else (message['version'], message['params'])
+
+  def report(
+    self,
+    role: str,
+    index: int,
+    incarnation: int,
+    totals: dict[str, float],
+    events: list[dict[str, Any]],
+  ) -> bool:
+    """See `Control.report`.
+
+    Raises:
+      transport.TransportError: no answer within the time-out.
+    """
+    reply = self._call(
+        self._report,
+        {
+            'role': role, 'index': index, 'incarnation': incarnation,
+            'totals': totals, 'events': events,
+        },
+    )  # fmt: skip
+    return bool(msgpack.unpackb(reply))
+
+  def close(self) -> None:
+    self._channel.close()
+
+  def _call(self, method: Any, request: dict[str, Any]) -> bytes:
+    try:
+      return method(msgpack.packb(request), timeout=self._timeout)
+    except grpc.RpcError as e:
+      raise transport.TransportError(
+        f'learner at {self._address}: {e.code().name.lower()}'
+      ) from None

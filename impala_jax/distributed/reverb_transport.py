@@ -1,0 +1,343 @@
+"""The transport between machines: a Reverb queue inside the learner's process.
+
+A row travels as one tensor: one append, one item. On the learner's side a thread
+moves rows from the queue into a `LocalTransport`, whose reader checks them. Reverb
+has neither authentication nor encryption and binds all interfaces: use it inside
+a private network.
+"""
+
+import atexit
+import contextlib
+import logging
+import math
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from impala_jax import unroll_layout
+from impala_jax.distributed import local_transport, reverb_native, transport
+
+# Unrolls that the reading thread asks for ahead. They leave the queue early, and a
+# malformed item takes those asked for with it, so: few.
+_IN_FLIGHT = 2
+# Seconds after which a read of an empty queue returns, to look for `close`.
+_IDLE = 1.0
+# Seconds of one wait of a writer, after which it looks for `close`.
+_SLICE = 0.2
+# Seconds that a server gets to answer a question.
+_ANSWER = 2.0
+_CLOSING = 'closing'
+
+
+def _table_name(layout: unroll_layout.UnrollLayout) -> str:
+  return f'unrolls_{layout.nbytes}'
+
+
+class ReverbReader:
+  """Starts the queue in this process and reads from it (`transport.Reader`).
+
+  Args:
+    layout: of the rows.
+    batch_size: rows in a batch.
+    capacity: rows that may wait, at least `batch_size`; a batch of them waits
+      unpacked, the others compressed in Reverb's table, which holds at least one.
+      `2 + _IN_FLIGHT` more may be under way between the two, and each blocked
+      writer parks one on the server.
+    port: TCP port of the server, 0 for any that is free.
+
+  Raises:
+    ValueError: names the argument that is out of range.
+    OSError: the port is in use.
+    ImportError: Reverb is not installed.
+  """
+
+  def __init__(
+    self,
+    layout: unroll_layout.UnrollLayout,
+    batch_size: int,
+    capacity: int,
+    port: int = 0,
+  ):
+    if not 0 <= port < 2**16:
+      raise ValueError(f'port is {port}: must lie in [0, 65535]')
+    table_size = max(1, capacity - batch_size)
+    self.layout = layout
+    self._local = local_transport.LocalTransport(
+      layout, batch_size, min(capacity, batch_size)
+    )
+    self._capacity = table_size + batch_size
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    import reverb
+    import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):  # TensorFlow was used before.
+      tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
+    self._errors: Any = tf.errors
+    self.port, self._port_lock = _reserve_port(port)
+    self.address = f'{socket.getfqdn()}:{self.port}'
+    self._table = reverb.Table.queue(
+      _table_name(layout),
+      table_size,
+      signature=tf.TensorSpec((layout.nbytes,), tf.uint8),
+    )
+    closing = reverb.Table(
+      _CLOSING,
+      sampler=reverb.selectors.Fifo(),
+      remover=reverb.selectors.Fifo(),
+      max_size=1,
+      rate_limiter=reverb.rate_limiters.MinSize(1),
+    )
+    try:
+      self._server = reverb.Server([self._table, closing], port=self.port)
+    except RuntimeError as e:
+      self._port_lock.close()
+      raise OSError(f'no Reverb server on port {self.port}: {e}') from e
+    self._dataset = reverb.TrajectoryDataset(
+      f'localhost:{self.port}',
+      _table_name(layout),
+      dtypes=tf.uint8,
+      shapes=tf.TensorShape([layout.nbytes]),
+      max_in_flight_samples_per_worker=_IN_FLIGHT,
+      num_workers_per_iterator=1,  # More would break the order.
+      rate_limiter_timeout_ms=int(_IDLE * 1e3),
+    )
+    self._malformed = 0
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._pump, name='reverb', daemon=True)
+    self._thread.start()
+    # A thread inside TensorFlow while the interpreter leaves would crash it.
+    atexit.register(self.close)
+
+  def read(self, timeout: float) -> transport.Batch:
+    """See `transport.Reader`."""
+    return self._local.read(timeout)
+
+  def stats(self) -> transport.ReaderStats:
+    """See `transport.Reader`."""
+    stats = self._local.stats()
+    stats.capacity = self._capacity
+    stats.corrupted += self._malformed
+    if not self._closed.is_set():
+      stats.queued += self._table.info.current_size
+    return stats
+
+  def close(self) -> None:
+    """See `transport.Reader`."""
+    if self._closed.is_set():
+      return
+    self._closed.set()
+    atexit.unregister(self.close)
+    self._local.close()
+    self._announce_close()
+    self._thread.join(_IDLE + 4.0)
+    server = self._server
+    del self._server
+    # Bounded though it waits for open calls.
+    stopper = threading.Thread(target=server.stop, name='reverb-stop', daemon=True)
+    stopper.start()
+    stopper.join(10.0)
+    self._port_lock.close()
+
+  def _announce_close(self) -> None:
+    """Tells writers: stopping a Reverb server confirms what it never inserted."""
+    module = reverb_native.client_module()
+    writer = _open_writer(module, module.Client(f'localhost:{self.port}'))
+    _send(writer, _CLOSING, np.zeros(1, np.uint8))
+    try:
+      writer.Flush(0, int(_ANSWER * 1e3))
+    except RuntimeError as e:
+      logging.warning('blocked writers will not learn that the learner closes: %s', e)
+    writer.Close()
+
+  def _pump(self) -> None:
+    """Moves rows into the local queue until `close`."""
+    writer = self._local.writer()
+    while not self._closed.is_set():
+      try:
+        # Ends when the queue was empty for `_IDLE`; no unroll is lost by that.
+        for sample in self._dataset.as_numpy_iterator():
+          self._hand_on(writer, sample.data)
+          if self._closed.is_set():
+            return
+      except transport.Closed:
+        return
+      except self._errors.OpError as e:
+        # An item that is not a row, from something that is no `ReverbWriter`.
+        self._malformed += 1
+        logging.warning('refused a malformed item: %s', str(e).splitlines()[0])
+        self._closed.wait(0.1)
+
+  def _hand_on(self, writer: local_transport.LocalWriter, row: np.ndarray) -> None:
+    while True:
+      try:
+        return writer.write(row, timeout=60.0)
+      except TimeoutError:
+        continue  # The learner is slow; `close` raises Closed here.
+
+
+class ReverbWriter:
+  """Sends rows to a `ReverbReader` (`transport.Writer`).
+
+  The connection is made at the first `write` and again after a TransportError.
+
+  Args:
+    address: host:port of the reader.
+    layout: of the rows.
+    connect_timeout: seconds that a `write` waits for a server to answer.
+
+  Raises:
+    ImportError: Reverb is not installed.
+  """
+
+  def __init__(
+    self,
+    address: str,
+    layout: unroll_layout.UnrollLayout,
+    connect_timeout: float = 10.0,
+  ):
+    if not 0 < connect_timeout < math.inf:
+      raise ValueError(f'connect_timeout is {connect_timeout}: must be positive')
+    self._address = address
+    self._layout = layout
+    self._connect_timeout = connect_timeout
+    self._module = reverb_native.client_module()
+    self._lock = threading.Lock()
+    self._closed = False
+    self._client: Any = None
+    self._writer: Any = None
+    # Header of the row that was given to Reverb and is not confirmed.
+    self._pending: bytes | None = None
+
+  def write(self, row: np.ndarray, timeout: float) -> None:
+    """See `transport.Writer`; may take `connect_timeout` longer than `timeout`.
+
+    Raises:
+      ValueError: also where the learner expects rows of another size.
+    """
+    transport.check_row(row, self._layout)
+    deadline = time.monotonic() + timeout
+    with self._lock:
+      if self._closed:
+        raise transport.Closed('the writer was closed')
+      if self._writer is None:
+        self._connect()
+      header = row[: unroll_layout.HEADER.itemsize].tobytes()
+      if self._pending is not None:
+        # Reverb still holds a row whose write timed out, and will send it.
+        repeated = self._pending == header
+        self._confirm(deadline, timeout)
+        if repeated:
+          return
+      try:
+        _send(self._writer, _table_name(self._layout), row)
+      except RuntimeError as e:
+        self._disconnect()
+        raise transport.TransportError(f'{self._address} is gone: {e}') from e
+      self._pending = header
+      self._confirm(deadline, timeout)
+
+  def close(self) -> None:
+    """See `transport.Writer`. A row whose `write` timed out may still arrive."""
+    self._closed = True
+    if self._lock.acquire(timeout=_SLICE + 2 * _ANSWER):  # A blocked write ends first.
+      self._disconnect()
+      self._lock.release()
+
+  def _connect(self) -> None:
+    client = self._module.Client(self._address)
+    table = _table_name(self._layout)
+    try:
+      tables = reverb_native.server_info(client, self._connect_timeout)
+    except ConnectionError as e:
+      raise transport.TransportError(
+        f'no learner answers at {self._address}: {e}'
+      ) from e
+    names = [t.name for t in tables]
+    if table not in names:
+      raise ValueError(
+        f'the learner at {self._address} has the queues {names}, not {table!r}: '
+        'another network, unroll length or environment?'
+      )
+    self._client = client
+    self._writer = _open_writer(self._module, client)
+
+  def _disconnect(self) -> None:
+    if self._writer is not None:
+      with contextlib.suppress(RuntimeError):
+        self._writer.Close()
+    self._client = self._writer = self._pending = None
+
+  def _confirm(self, deadline: float, timeout: float) -> None:
+    """Waits until the learner's queue took the pending row."""
+    asked = time.monotonic()
+    blocked = False
+    while True:
+      wait = min(deadline - time.monotonic(), _SLICE)
+      try:
+        self._writer.Flush(0, max(1, int(wait * 1e3)))
+        break
+      except RuntimeError as e:
+        if 'Timeout exceeded' not in str(e):
+          self._disconnect()
+          raise transport.TransportError(f'{self._address} is gone: {e}') from e
+      blocked = True
+      if self._closed:
+        raise transport.Closed('the writer was closed')
+      now = time.monotonic()
+      if now >= deadline or now - asked > _ANSWER:
+        # A server that is gone looks like a full queue.
+        self._require_server()
+        asked = time.monotonic()
+      if now >= deadline:
+        raise TimeoutError(f'the queue at {self._address} stayed full for {timeout:g} s')
+    if blocked:
+      # A server that stops confirms to blocked writers what it never inserted.
+      self._require_server()
+    self._pending = None
+
+  def _require_server(self) -> None:
+    try:
+      tables = reverb_native.server_info(self._client, _ANSWER)
+    except ConnectionError as e:
+      self._disconnect()
+      raise transport.TransportError(f'{self._address} is gone: {e}') from e
+    if any(t.name == _CLOSING and t.size for t in tables):
+      self._disconnect()
+      raise transport.TransportError(f'the learner at {self._address} is closing')
+
+
+def _open_writer(module: Any, client: Any) -> Any:
+  # Validation would ask the server for its tables, without a time-out.
+  validate = False
+  return client.NewTrajectoryWriter(module.AutoTunedChunkerOptions(1, 1.0), validate)
+
+
+def _send(writer: Any, table: str, row: np.ndarray) -> None:
+  """Hands a copy of `row` to Reverb's thread as one item."""
+  references = writer.Append([row])
+  squeeze = True  # The item is the row, not a sequence of one row.
+  writer.CreateItem(table, 1.0, [references], [squeeze])
+
+
+def _reserve_port(port: int) -> tuple[int, socket.socket]:
+  """A TCP port for a Reverb server, and a lock that is held until it is closed.
+
+  A second Reverb server on a port is no error to gRPC: both would share the
+  connections.
+  """
+  with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+      probe.bind(('', port))
+      port = probe.getsockname()[1]
+      # An abstract name: the kernel frees it with the process, however that ends.
+      lock.bind(f'\0impala_jax-port-{port}')
+    except OSError as e:
+      lock.close()
+      raise OSError(e.errno, f'port {port} is in use: {e.strerror}') from e
+  return port, lock

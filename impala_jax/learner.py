@@ -1,0 +1,206 @@
+"""The learner's update: unrolls in, one optimiser step out, over all local devices.
+
+`make_update` is the pure function `(state, rows) -> (state, params, metrics)`;
+`Learner` runs it under `jax.pmap` with the state donated. Losses are sums, so
+gradients are summed over devices: the update does not depend on how many devices
+share the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from impala_jax import types, unroll_layout
+from impala_jax.agents import agent as agent_lib
+
+_AXIS = 'devices'
+
+# (time-major outputs [T + 1, B], time-major unroll) -> (loss f32[], metrics f32[]).
+LossFn = Callable[
+  [types.AgentOutput, types.Unroll], tuple[jax.Array, dict[str, jax.Array]]
+]
+
+
+class LearnerState(NamedTuple):
+  """Everything that a resumed run needs, on each device alike."""
+
+  params: types.Nest
+  opt_state: Any
+  updates: jax.Array  # int32 [], batches consumed, skipped ones included.
+  skipped: jax.Array  # int32 [], batches refused for a non-finite loss or gradient.
+
+
+def time_major(unroll: types.Unroll) -> types.Unroll:
+  """[B, T, ...] leaves to [T, B, ...]; `[B]` and state leaves stay."""
+  swap = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+  return unroll._replace(
+    timestep=swap(unroll.timestep),
+    action=swap(unroll.action),
+    behaviour_log_prob=swap(unroll.behaviour_log_prob),
+    behaviour_logits=swap(unroll.behaviour_logits),
+  )
+
+
+def last_actions(unroll: types.Unroll) -> jax.Array:
+  """int32 [T + 1, B] of a time-major unroll: the action that led to each step."""
+  return jnp.concatenate([unroll.last_action[None], unroll.action])
+
+
+def init_state(
+  agent: agent_lib.Agent, optimizer: optax.GradientTransformation, key: jax.Array
+) -> LearnerState:
+  params = agent.init(key)
+  zero = jnp.zeros((), jnp.int32)
+  return LearnerState(params, optimizer.init(params), zero, zero)
+
+
+def make_update(
+  agent: agent_lib.Agent,
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  layout: unroll_layout.UnrollLayout,
+  axis_name: str | None = None,
+) -> Callable[
+  [LearnerState, jax.Array], tuple[LearnerState, types.Nest, dict[str, jax.Array]]
+]:
+  """Builds the pure update.
+
+  Returns:
+    `(state, rows uint8 [B, nbytes]) -> (state, params, metrics)`. `params` are
+    the new parameters in buffers of their own, so that they can be published
+    while the next update donates the state. A batch whose loss or gradient is
+    not finite leaves parameters and optimiser untouched and adds to `skipped`.
+    Metrics named `*_loss` are sums over the whole batch, others means over
+    devices.
+  """
+
+  def loss_of(
+    params: types.Nest, unroll: types.Unroll
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    output, _ = agent.unroll(
+      params, unroll.timestep, last_actions(unroll), unroll.agent_state
+    )
+    return loss_fn(output, unroll)
+
+  def update(
+    state: LearnerState, rows: jax.Array
+  ) -> tuple[LearnerState, types.Nest, dict[str, jax.Array]]:
+    unroll = time_major(layout.unpack(rows))
+    (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
+      state.params, unroll
+    )
+    metrics = dict(metrics, total_loss=loss)
+    if axis_name is not None:
+      grads = jax.lax.psum(grads, axis_name)
+      metrics = {
+        k: (jax.lax.psum if k.endswith('_loss') else jax.lax.pmean)(v, axis_name)
+        for k, v in metrics.items()
+      }
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(metrics['total_loss']) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    params = keep(optax.apply_updates(state.params, updates), state.params)
+    state = LearnerState(
+      params=params,
+      opt_state=keep(opt_state, state.opt_state),
+      updates=state.updates + 1,
+      skipped=state.skipped + (~finite).astype(jnp.int32),
+    )
+    metrics = dict(metrics, grad_norm=grad_norm, skipped=state.skipped)
+    return state, params, metrics
+
+  return update
+
+
+class Learner:
+  """`make_update` under `jax.pmap` over local devices.
+
+  Args:
+    agent: the network as pure functions.
+    loss_fn: see `LossFn`.
+    optimizer: gradients in, updates out.
+    layout: of the rows that `update` takes.
+    devices: local devices that share each batch.
+  """
+
+  def __init__(
+    self,
+    agent: agent_lib.Agent,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    layout: unroll_layout.UnrollLayout,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    self._devices = list(devices or jax.local_devices())
+    self._agent = agent
+    self._optimizer = optimizer
+    mesh = jax.sharding.Mesh(np.array(self._devices), (_AXIS,))
+    self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
+    self._update = jax.pmap(
+      make_update(agent, loss_fn, optimizer, layout, _AXIS),
+      axis_name=_AXIS,
+      devices=self._devices,
+      donate_argnums=0,
+    )
+    # Several XLA host devices on few cores deadlock in queued collectives, so
+    # each update there must end before the next one starts.
+    self.must_wait = len(self._devices) > 1 and self._devices[0].platform == 'cpu'
+
+  @property
+  def num_devices(self) -> int:
+    return len(self._devices)
+
+  def init(self, seed: int) -> LearnerState:
+    """A fresh replicated state."""
+    return self.replicate(
+      init_state(self._agent, self._optimizer, jax.random.key(seed))
+    )
+
+  def template(self) -> LearnerState:
+    """Shapes and dtypes of an unreplicated state."""
+    return jax.eval_shape(
+      lambda: init_state(self._agent, self._optimizer, jax.random.key(0))
+    )
+
+  def replicate(self, state: LearnerState) -> LearnerState:
+    """Puts an unreplicated state on every device."""
+    tile = lambda x: np.broadcast_to(np.asarray(x), (len(self._devices), *x.shape))
+    return jax.device_put(jax.tree.map(tile, state), self._sharding)
+
+  def put(self, rows: np.ndarray) -> jax.Array:
+    """Starts the transfer of uint8 [B, nbytes] to [devices, B / devices, nbytes].
+
+    Raises:
+      ValueError: B is not a multiple of the number of devices.
+    """
+    count = len(self._devices)
+    if rows.shape[0] % count:
+      raise ValueError(
+        f'batch of {rows.shape[0]} unrolls does not divide over {count} devices'
+      )
+    shards = rows.reshape(count, rows.shape[0] // count, rows.shape[1])
+    return jax.device_put(shards, self._sharding)
+
+  def update(
+    self, state: LearnerState, rows: jax.Array
+  ) -> tuple[LearnerState, types.Nest, dict[str, jax.Array]]:
+    """One update; `state` is donated. Returns without waiting for the result,
+    except where `must_wait`. All returned leaves have a leading device axis."""
+    state, params, metrics = self._update(state, rows)
+    if self.must_wait:
+      jax.block_until_ready(state)
+    return state, params, metrics
+
+  def snapshot(self, state: LearnerState) -> LearnerState:
+    """A copy on the devices that outlives the donation of `state`."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def to_host(tree: types.Nest) -> types.Nest:
+  """NumPy leaves of a replicated tree, without its device axis. Blocks."""
+  return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)

@@ -1,0 +1,264 @@
+"""The learner's main loop: batches in, updates, metrics, checkpoints.
+
+The device works on one batch while the next is read and transferred. Nothing in
+the loop waits for the result of the update it has just started: metrics and
+buffers are looked at one update later.
+"""
+
+import collections
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from impala_jax import bottleneck, checkpointing, metrics, optimizers
+from impala_jax import config as config_lib
+from impala_jax import learner as learner_lib
+from impala_jax.distributed import control as control_lib
+from impala_jax.distributed import transport
+
+_STAGES = ('wait', 'update', 'publish', 'checkpoint', 'metrics')
+
+
+class Prefetcher:
+  """Reads batches and starts their transfer in a thread, one ahead."""
+
+  def __init__(self, reader: transport.Reader, put: Callable[[np.ndarray], jax.Array]):
+    self._reader = reader
+    self._put = put
+    self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._run, name='prefetch', daemon=True)
+    self._thread.start()
+
+  def get(self, timeout: float) -> tuple[transport.Batch, jax.Array] | None:
+    """The next batch, or None if none came in time. Raises the thread's error."""
+    try:
+      item = self._queue.get(timeout=timeout)
+    except queue.Empty:
+      return None
+    if isinstance(item, Exception):
+      raise item
+    return item
+
+  def close(self) -> None:
+    self._stop.set()
+    self._thread.join(timeout=5.0)
+
+  def _run(self) -> None:
+    while not self._stop.is_set():
+      try:
+        batch = self._reader.read(timeout=0.5)
+        item: Any = (batch, self._put(batch.rows))
+      except TimeoutError:
+        continue
+      except transport.Closed:
+        return
+      except Exception as e:
+        item = e
+      while not self._stop.is_set():
+        try:
+          self._queue.put(item, timeout=0.5)
+          break
+        except queue.Full:
+          continue
+
+
+class LearnerLoop:
+  """Trains until the configured frames are done or `should_stop`.
+
+  Args:
+    config: of the run.
+    learner: the update.
+    reader: where batches come from.
+    control: where parameters go and reports come from.
+    writer: of metrics; None for none.
+    saver: of checkpoints; None for none.
+    resume: a checkpoint to go on from.
+    on_record: called with each metrics record.
+    should_stop: asked at least twice a second.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    learner: learner_lib.Learner,
+    reader: transport.Reader,
+    control: control_lib.Control,
+    writer: metrics.MetricsWriter | None = None,
+    saver: checkpointing.Saver | None = None,
+    resume: checkpointing.Checkpoint | None = None,
+    on_record: Callable[[dict[str, Any]], None] = lambda record: None,
+    should_stop: Callable[[], bool] = lambda: False,
+  ):
+    self._config = config
+    self._learner = learner
+    self._reader = reader
+    self._control = control
+    self._writer = writer
+    self._saver = saver
+    self._on_record = on_record
+    self._should_stop = should_stop
+    before = resume.metadata if resume else {}
+    self._wall_before = float(before.get('wall_seconds', 0.0))
+    self._episodes_before = int(before.get('episodes', 0))
+    self._state = (
+      learner.replicate(resume.state) if resume else learner.init(config.seed)
+    )
+    self.updates = int(before.get('updates', 0))
+    self._watch = metrics.Stopwatch(_STAGES)
+    self._episodes = metrics.EpisodeLog(config.environment.levels)
+    self._evaluation: dict[str, float] = {}
+    self._lag: list[np.ndarray] = []
+    self._actor_seconds: dict[str, float] = {}
+    self._actor_share: dict[str, float] = {}
+    self._start = time.monotonic()
+    self._mark = (self._start, self.updates)
+
+  @property
+  def frames(self) -> int:
+    return self.updates * self._config.frames_per_update
+
+  @property
+  def state(self) -> learner_lib.LearnerState:
+    """Replicated; valid after `run`."""
+    return self._state
+
+  def run(self) -> None:
+    """Raises whatever the reader's thread or a checkpoint's disk raised."""
+    config = self._config.learner
+    total = self._config.total_updates
+    prefetcher = Prefetcher(self._reader, self._learner.put)
+    first = self._learner.snapshot(self._state)
+    self._control.publish(self.updates, first.params)
+    running: collections.deque[tuple[Any, transport.Batch]] = collections.deque()
+    newest: dict[str, jax.Array] = {}
+    next_record = time.monotonic() + config.metrics_interval
+    next_save = time.monotonic() + config.checkpoint_interval
+    try:
+      while self.updates < total and not self._should_stop():
+        item = prefetcher.get(timeout=0.5)
+        self._watch.charge('wait')
+        if item is not None:
+          batch, rows = item
+          versions = self._reader.layout.header(batch.rows)['version']
+          self._lag.append(self.updates - versions.astype(np.int64))
+          self._state, params, figures = self._learner.update(self._state, rows)
+          del rows, item
+          self.updates += 1
+          running.append((figures, batch))
+          if len(running) > 1:
+            newest = self._finish(running.popleft())
+          self._watch.charge('update')
+          if self.updates % config.publish_interval == 0 or self.updates == total:
+            self._control.publish(self.updates, params)
+          self._watch.charge('publish')
+        now = time.monotonic()
+        if now >= next_record:
+          self._record(newest)
+          next_record = now + config.metrics_interval
+          self._watch.charge('metrics')
+        if self._saver is not None and now >= next_save and not self._saver.busy:
+          self._save()
+          next_save = now + config.checkpoint_interval
+          self._watch.charge('checkpoint')
+    finally:
+      prefetcher.close()
+      while running:
+        newest = self._finish(running.popleft())
+    if self._saver is not None:
+      self._save()
+      self._saver.wait()
+    self._record(newest)
+
+  def _finish(self, item: tuple[Any, transport.Batch]) -> dict[str, jax.Array]:
+    figures, batch = item
+    jax.block_until_ready(figures)
+    batch.release()
+    return figures
+
+  def _save(self) -> None:
+    assert self._saver is not None
+    copy = self._learner.snapshot(self._state)
+    metadata = {
+      'updates': self.updates,
+      'frames': self.frames,
+      'wall_seconds': self._wall_before + time.monotonic() - self._start,
+      'episodes': self._episodes_before + self._episodes.count,
+      'config': config_lib.to_dict(self._config),
+    }
+    self._saver.save(self.updates, lambda: learner_lib.to_host(copy), metadata)
+
+  def _record(self, figures: dict[str, jax.Array]) -> None:
+    self._take_events()
+    now = time.monotonic()
+    seconds, updates = now - self._mark[0], self.updates - self._mark[1]
+    self._mark = (now, self.updates)
+    rate = updates * self._config.frames_per_update / max(seconds, 1e-9)
+    stats = self._reader.stats()
+    shares = self._watch.shares()
+    actor = self._actor_shares()
+    lag = np.concatenate(self._lag) if self._lag else np.zeros(1, np.int64)
+    self._lag = []
+    fill = stats.queued / max(stats.capacity, 1)
+    record: dict[str, Any] = {
+      'time': time.time(),
+      'wall_seconds': self._wall_before + now - self._start,
+      'frames': self.frames,
+      'updates': self.updates,
+      'frames_per_second': rate,
+      'agent_steps_per_second': rate / self._config.environment.action_repeat,
+      'learning_rate': optimizers.learning_rate_at(self._config, self.updates),
+      'policy_lag_mean': lag.mean(),
+      'policy_lag_max': lag.max(),
+      'queue_fill': fill,
+      'unrolls_received': stats.received,
+      'unrolls_corrupted': stats.corrupted,
+      'unrolls_lost': stats.lost,
+      'unrolls_duplicated': stats.duplicated,
+      'parameter_fetches': self._control.fetches,
+      'episodes': self._episodes_before + self._episodes.count,
+      **self._episodes.summary(),
+      **self._evaluation,
+      **{k: np.asarray(v.addressable_shards[0].data)[0] for k, v in figures.items()},
+      **{f'learner_time/{k}': v for k, v in shares.items()},
+      **{f'actor_time/{k}': v for k, v in actor.items()},
+    }
+    words = bottleneck.describe(shares, actor, fill)
+    if self._writer is not None:
+      self._writer.write(
+        record,
+        bottleneck=words,
+        total_frames=self._config.learner.total_frames,
+        environment_steps=self._control.total('actor', 'agent_steps'),
+        peers=[
+          {'role': p.role, 'index': p.index, 'silent_seconds': now - p.heard}
+          for p in self._control.peers()
+        ],
+      )
+    self._on_record({**record, 'bottleneck': words})
+
+  def _take_events(self) -> None:
+    for event in self._control.drain_events():
+      if event['kind'] == 'episode':
+        self._episodes.add(event['task_id'], event['return'], event['length'])
+      elif event['kind'] == 'evaluation':
+        self._evaluation['evaluation_return'] = event['mean']
+        if len(self._config.environment.levels) > 1:
+          for level, mean in event['means'].items():
+            self._evaluation[f'evaluation_return/{level}'] = mean
+
+  def _actor_shares(self) -> dict[str, float]:
+    """Fractions of the actors' time by stage since the last record."""
+    stages = ('environment', 'inference', 'pack', 'learner', 'parameters')
+    total = {s: self._control.total('actor', f'seconds/{s}') for s in stages}
+    delta = {s: v - self._actor_seconds.get(s, 0.0) for s, v in total.items()}
+    whole = sum(delta.values())
+    if whole > 0:  # Else no actor has reported since; the last word stands.
+      self._actor_seconds = total
+      self._actor_share = {s: v / whole for s, v in delta.items()}
+    return self._actor_share

@@ -1,0 +1,129 @@
+"""Where a run's figures go: JSON lines, TensorBoard and the status file."""
+
+import collections
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def write_json(path: pathlib.Path, data: Any) -> None:
+  """Writes aside and renames, so that a reader never sees half a file."""
+  aside = path.with_name(f'.{path.name}.{os.getpid()}')
+  aside.write_text(json.dumps(data, indent=1))
+  os.replace(aside, path)
+
+
+class MetricsWriter:
+  """Appends records to `metrics.jsonl`, to TensorBoard, and to `status.json`.
+
+  Args:
+    run_dir: the run directory.
+    tensorboard: whether to write event files (needs tensorboardX).
+  """
+
+  def __init__(self, run_dir: pathlib.Path, tensorboard: bool = True):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    self._status = run_dir / 'status.json'
+    self._lines = open(run_dir / 'metrics.jsonl', 'a', buffering=1)  # noqa: SIM115
+    self._board: Any = None
+    if tensorboard:
+      import tensorboardX
+
+      self._board = tensorboardX.SummaryWriter(str(run_dir / 'tensorboard'))
+
+  def write(self, record: dict[str, Any], **status: Any) -> None:
+    """One record of flat numbers; `status` goes to the status file besides."""
+    record = {k: _plain(v) for k, v in record.items()}
+    self._lines.write(json.dumps(record) + '\n')
+    if self._board is not None:
+      for name, value in record.items():
+        if isinstance(value, int | float) and name not in ('frames', 'time'):
+          self._board.add_scalar(name, value, record['frames'])
+    write_json(self._status, {**record, **status})
+
+  def close(self) -> None:
+    self._lines.close()
+    if self._board is not None:
+      self._board.close()
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Records of a `.jsonl` file; a line cut off by a crash is skipped."""
+  records = []
+  if path.exists():
+    for line in path.read_text().splitlines():
+      try:
+        records.append(json.loads(line))
+      except ValueError:
+        continue
+  return records
+
+
+class EpisodeLog:
+  """Returns of finished episodes by level, over a sliding window."""
+
+  def __init__(self, levels: Sequence[str], window: int = 100):
+    self._levels = tuple(levels)
+    self._recent = [
+      collections.deque[tuple[float, float]](maxlen=window) for _ in levels
+    ]
+    self.count = 0
+
+  def add(self, task_id: int, episode_return: float, length: float) -> None:
+    self._recent[task_id].append((episode_return, length))
+    self.count += 1
+
+  def summary(self) -> dict[str, float]:
+    """Mean return and length (agent steps) over the window; by level if several."""
+    means = [np.mean(r, axis=0) for r in self._recent if r]
+    if not means:
+      return {}
+    out = {
+      'episode_return': float(np.mean([m[0] for m in means])),
+      'episode_length': float(np.mean([m[1] for m in means])),
+    }
+    if len(self._levels) > 1:
+      for level, recent in zip(self._levels, self._recent, strict=True):
+        if recent:
+          out[f'episode_return/{level}'] = float(np.mean([r for r, _ in recent]))
+    return out
+
+
+class Stopwatch:
+  """Splits wall time into named stages; what no stage claims is `other`."""
+
+  def __init__(self, stages: Sequence[str]):
+    self._stages = tuple(stages)
+    self.seconds = dict.fromkeys(self._stages, 0.0)
+    self._mark = time.perf_counter()
+    self._lap = self._mark
+    self._lap_seconds = dict(self.seconds)
+
+  def charge(self, stage: str) -> None:
+    """Charges the time since the last charge to `stage`."""
+    now = time.perf_counter()
+    self.seconds[stage] += now - self._mark
+    self._mark = now
+
+  def shares(self) -> dict[str, float]:
+    """Fractions of wall time by stage since the last call; they add up to 1."""
+    now = time.perf_counter()
+    wall = max(now - self._lap, 1e-9)
+    out = {s: (self.seconds[s] - self._lap_seconds[s]) / wall for s in self._stages}
+    out['other'] = max(0.0, 1.0 - sum(out.values()))
+    self._lap, self._lap_seconds = now, dict(self.seconds)
+    return out
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, str | int | bool | None):
+    return value
+  number = float(value)
+  # JSON has no NaN; null keeps the line readable everywhere.
+  return number if math.isfinite(number) else None

@@ -1,0 +1,70 @@
+"""Metadata of impala_jax: what it needs, and what its extras add.
+
+Bounds are loose here; the two sets of versions that are tested together are pinned
+in requirements/. Where an upper bound stands, the reason stands beside it.
+"""
+
+import setuptools
+
+EXTRAS = {
+  # dm-reverb's wheel is built against TensorFlow 2.15 (Python < 3.12, numpy < 2).
+  # TensorFlow's metadata asks for an ml-dtypes older than JAX accepts, though the
+  # newer one works: pip refuses this extra. Install requirements/cluster.txt with
+  # `pip install --no-deps -r` (`make setup` does so), or use an installer that can
+  # override a dependency (ml-dtypes==0.5.4).
+  'reverb': [
+    'dm-reverb==0.14.0; python_version < "3.12"',
+    'tensorflow-cpu==2.15.1; python_version < "3.12"',
+  ],
+  # ale-py carries the ROMs and the native vector environment.
+  'atari': ['ale-py>=0.11', 'gymnasium>=1.1'],
+  'gymnasium': ['gymnasium>=1.1'],
+  # DeepMind Lab has no wheel: build the module `deepmind_lab` from its sources. The
+  # extra exists so that `impala_jax[dmlab]` says what it means wherever it is asked
+  # for.
+  'dmlab': [],
+  'plots': ['matplotlib>=3.8'],
+  'video': ['imageio-ffmpeg>=0.5'],
+  'notebooks': ['ipykernel>=6', 'matplotlib>=3.8', 'nbclient>=0.8', 'nbformat>=5.9'],
+  'dev': [
+    'hypothesis>=6.100',
+    'mypy>=1.10',
+    'packaging>=23',
+    'pytest>=8',
+    'pytest-timeout>=2.3',
+    'ruff>=0.6',
+    'setuptools>=65.5',
+  ],
+}
+# Everything that pip can install together.
+EXTRAS['all'] = sorted(
+  {requirement for name in EXTRAS if name != 'reverb' for requirement in EXTRAS[name]}
+)
+
+setuptools.setup(
+  name='impala_jax',
+  version='0.1.0',
+  description='IMPALA (V-trace) in JAX: from a laptop to a thousand actors.',
+  author='The impala_jax authors',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_namespace_packages(
+    include=['impala_jax*', 'experiments*', 'launch*']
+  ),
+  package_data={'': ['*.json', '*.md', '*.txt', '*.ipynb']},
+  install_requires=[
+    'absl-py>=2.1',
+    'chex>=0.1.86',
+    'dm-env>=1.6',
+    'flax>=0.12',
+    'grpcio>=1.60',
+    'jax>=0.7.1',
+    'numpy>=1.26',
+    'optax>=0.2.4',
+    'psutil>=5.9',
+    'rich>=13',
+    'tensorboardX>=2.6',
+    'xxhash>=3.4',
+  ],
+  extras_require=EXTRAS,
+)

@@ -1,0 +1,172 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from impala_jax import config as config_lib
+from impala_jax import types
+from impala_jax.environments import registry
+from tests import counting
+
+
+def _config(suite='atari', levels=('breakout',), envs=2, actors=1, batch=0, **settings):
+  return config_lib.Config(
+    environment=config_lib.Environment(suite=suite, levels=levels, **settings),
+    actor=config_lib.Actor(
+      num_actors=actors, envs_per_actor=envs, inference_batch=batch
+    ),
+  )
+
+
+def make_counting(level, seed):
+  """Level `three` has episodes of 3 steps and so on; no picture."""
+  del seed
+  return counting.CountingEnvironment(0, ({'three': 3, 'four': 4, 'two': 2}[level],))
+
+
+@pytest.fixture
+def counting_suite():
+  registry.register('counting', make_counting, ['two', 'three', 'four'])
+  yield 'counting'
+  registry._suites.pop('counting')
+
+
+def test_atari_of_one_game():
+  config = _config(envs=3, batch=2)
+  assert registry.environment_spec(config) == types.EnvironmentSpec(
+    types.ArraySpec((84, 84, 1), np.dtype(np.uint8)), 4
+  )
+  made = registry.make_vector(config)
+  assert made.spec == registry.environment_spec(config)
+  made.reset(0)
+  assert len(made.recv(10.0).env_ids) == 2
+  made.close()
+  made = registry.make_vector(config, evaluation=True, num_envs=3, level='breakout')
+  made.reset(0)
+  assert len(made.recv(10.0).env_ids) == 3
+  made.close()
+
+
+def test_lives_end_episodes_in_training_alone():
+  def cuts(evaluation):
+    made = registry.make_vector(_config(envs=1), evaluation=evaluation)
+    made.reset(1)
+    found = 0
+    for t in range(100):
+      ready = made.recv(10.0)
+      last = ready.timestep.step_type[0] == types.StepType.LAST
+      found += last and not ready.episodes
+      made.send(ready.env_ids, np.array([t % 4], np.int32))
+    made.close()
+    return found
+
+  assert cuts(False) >= 1
+  assert cuts(True) == 0
+
+
+def test_several_games_share_all_actions():
+  config = _config(levels=('pong', 'skiing', 'breakout'), envs=4, actors=2)
+  made = registry.make_vector(config, 1)
+  assert made.spec == registry.environment_spec(config)
+  assert made.spec.num_actions == 18
+  # Environments 4 to 7 of all.
+  assert sorted(made.task_ids.tolist()) == [0, 1, 1, 2]
+  counting.check_vector_contract(made, 40, cut_episodes=True)
+  made.close()
+
+
+def test_settings_reach_the_games():
+  config = _config(max_episode_frames=30, action_repeat=3, full_action_space=True)
+  made = registry.make_vector(config)
+  assert made.spec.num_actions == 18
+  ends = counting.check_vector_contract(made, 30)
+  assert {(e.length, e.truncated) for e in ends} == {(10, True)}
+  made.close()
+
+
+def test_levels_are_dealt_round_robin(counting_suite):
+  config = _config(counting_suite, ('two', 'three', 'four'), envs=4, actors=3)
+  dealt = []
+  for actor_id in range(3):
+    made = registry.make_vector(config, actor_id)
+    dealt += made.task_ids.tolist()
+    ends = counting.check_vector_contract(made, 12)
+    assert {(e.task_id, e.length) for e in ends} <= {(0, 2), (1, 3), (2, 4)}
+  assert dealt == [0, 1, 2] * 4
+
+
+def test_one_level_for_evaluation(counting_suite):
+  config = _config(counting_suite, ('two', 'three'), envs=2, batch=1)
+  made = registry.make_vector(config, 0, evaluation=True, num_envs=5, level='three')
+  assert made.task_ids.tolist() == [1] * 5
+  made.reset(0)
+  assert len(made.recv(1.0).env_ids) == 5
+  with pytest.raises(config_lib.ConfigError, match="'four': must be one of"):
+    registry.make_vector(config, level='four')
+
+
+def test_a_suite_named_by_its_module():
+  config = _config(f'{__name__}:make_counting', ('two',))
+  assert registry.environment_spec(config).num_actions == 4
+  ends = counting.check_vector_contract(registry.make_vector(config), 9)
+  assert {e.length for e in ends} == {2}
+  for bad in ('no_such_module:x', f'{__name__}:no_such_attribute'):
+    with pytest.raises(config_lib.ConfigError, match=bad):
+      registry.check_levels(_config(bad))
+
+
+def test_a_suite_with_its_own_vector(counting_suite):
+  inner = registry._suites[counting_suite]
+  whole = []
+
+  def make(config, tasks, evaluation):
+    whole.append(evaluation)
+    return inner.make(config, tasks, evaluation)
+
+  suite = registry.Suite(make, inner.spec)
+  registry.register(counting_suite, suite)
+  config = _config(counting_suite, ('two',))
+  assert registry.make_vector(config).num_envs == 2
+  assert registry.make_vector(config, evaluation=True, num_envs=3).num_envs == 3
+  assert whole == [False, True]
+  assert registry.make_scene(config, 'two') is None
+
+
+def test_scenes(counting_suite):
+  cases = [('atari', 'pong', (210, 160, 3)), ('catch', 'catch', (160, 80, 3))]
+  for suite, level, shape in cases:
+    scene = registry.make_scene(_config(suite, (level,)), level)
+    assert scene is not None
+    counting.check_vector_contract(scene, 15)
+    frame = scene.frame()
+    assert (frame.shape, frame.dtype) == (shape, np.uint8)
+    scene.close()
+  assert registry.make_scene(_config(counting_suite, ('two',)), 'two') is None
+
+
+def test_unknown_names_are_all_listed(counting_suite):
+  with pytest.raises(config_lib.ConfigError) as e:
+    registry.check_levels(_config(levels=('pnog', 'pong', 'warlords')))
+  assert "'pnog': did you mean pong" in str(e.value)
+  assert "'warlords' has no mode" in str(e.value)
+  with pytest.raises(config_lib.ConfigError, match="'thre': did you mean three"):
+    registry.environment_spec(_config(counting_suite, ('thre',)))
+  for name, hint in (('atary', 'did you mean atari'), ('zzz', 'known are atari, ')):
+    with pytest.raises(config_lib.ConfigError, match=hint):
+      registry.make_vector(_config(name))
+  assert set(registry.suites()) >= {'atari', 'catch', counting_suite}
+
+
+def test_random_seeds_differ():
+  seeds = {registry.random_seed(s, a, i) for s in range(5) for a in range(20)
+           for i in range(3)}  # fmt: skip
+  assert len(seeds) == 300
+  assert all(0 <= s < 2**31 for s in seeds)
+  assert registry.random_seed(1, 2, 0) == registry.random_seed(1, 2)
+
+
+def test_configurations_stay_as_they_are():
+  config = _config()
+  before = dataclasses.asdict(config)
+  registry.environment_spec(config)
+  assert dataclasses.asdict(config) == before

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# All tests by Bazel, with the packages of the cluster set; leaves no server behind.
+# Slow learning tests stay with `make test`. Nothing is downloaded but the packages
+# of the virtual environment, if they are not there yet.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+tools/setup_venv.sh cluster || exit 1
+trap 'bazel shutdown' EXIT
+bazel test //...

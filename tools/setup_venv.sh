@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Makes the virtual environment of one pinned set: tools/setup_venv.sh cluster|latest
+#
+# Returns at once if the environment holds what requirements/SET.txt names. Otherwise
+# it is built anew: the stamp is written last, so an interrupted installation is
+# repeated. Whatever goes wrong ends in one line that says what to do.
+#   PYTHON     interpreter to build with (default: python3.11, else python3)
+#   VENV_ROOT  where the environments lie (default: .venv)
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+set_name=${1:-}
+case "$set_name" in
+  cluster) versions='3.11' need_mb=3200 ;;
+  latest) versions='3.11 3.12 3.13' need_mb=1900 ;;
+  *)
+    echo "setup: error: set is '$set_name'; allowed: cluster, latest" >&2
+    exit 2
+    ;;
+esac
+venv_root=${VENV_ROOT:-.venv}
+venv=$venv_root/$set_name
+log=$venv_root/$set_name.log
+stamp=$venv/.installed
+requirements=requirements/$set_name.txt
+
+fail() {
+  echo "setup: error: $set_name: $*" >&2
+  exit 1
+}
+
+version_of() {
+  "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
+is_ready() {
+  [ "$(cat "$stamp" 2>/dev/null)" = "$checksum" ] || return 1
+  local present
+  present=$(version_of "$venv/bin/python") || return 1
+  [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$present" ]
+}
+
+find_python() {
+  python=${PYTHON:-$(command -v python3.11 || echo python3)}
+  local found
+  found=$(version_of "$python") ||
+    fail "cannot run '$python'; needs Python ${versions// / or }:" \
+      "install it, or name one with PYTHON=/path/to/python3.11"
+  case " $versions " in
+    *" $found "*) ;;
+    *)
+      fail "'$python' is Python $found; needs Python ${versions// / or }:" \
+        "name one with PYTHON=/path/to/python${versions%% *}"
+      ;;
+  esac
+  "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    fail "'$python' lacks the venv module:" \
+      "on Debian and Ubuntu run 'apt-get install python$found-venv'"
+}
+
+check_disk() {
+  local free_mb
+  free_mb=$(df -Pm "$venv_root" | awk 'NR == 2 {print $4}')
+  [ "$free_mb" -ge "$need_mb" ] ||
+    fail "disk too full: $free_mb MB free under $venv_root, needs $need_mb MB"
+}
+
+explain() {
+  # The first cause found in pip's output; a full disk also makes other noise.
+  if grep -qiE 'No space left on device|Disk quota exceeded' "$log"; then
+    fail "disk full while installing (pip also uses ${TMPDIR:-/tmp}); see $log"
+  elif grep -qE 'NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|ConnectionResetError|name resolution|Network is unreachable|Connection refused|Connection timed out' "$log"; then
+    fail "no network: pip cannot reach the package index; see $log"
+  elif grep -q 'No matching distribution found' "$log"; then
+    fail "$(grep -m1 -o 'No matching distribution found.*' "$log")" \
+      "($(uname -sm), Python $(version_of "$venv/bin/python")); see $log"
+  fi
+  fail "pip failed: $(grep -v '^$' "$log" | tail -n 1); see $log"
+}
+
+mkdir -p "$venv_root" 2>/dev/null || fail "cannot make the folder $venv_root"
+# Two makes at once must not build into the same folder.
+exec 9>"$venv_root/$set_name.lock" || fail "cannot write under $venv_root"
+flock -w 1800 9 || fail "another set-up of $venv has held its lock for 30 minutes"
+
+checksum=$(sha256sum <"$requirements") || fail "cannot read $requirements"
+is_ready && exit 0
+find_python
+rm -rf "$venv"
+check_disk
+total=$(grep -cE '^[A-Za-z0-9]' "$requirements")
+echo "setup: $set_name: $total packages into $venv (some minutes; log: $log)"
+"$python" -m venv "$venv" >"$log" 2>&1 || explain
+# The list is complete, and TensorFlow's metadata refuses an ml-dtypes that works:
+# dependencies are not resolved again.
+PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-30} PIP_RETRIES=${PIP_RETRIES:-3} \
+  PIP_DISABLE_PIP_VERSION_CHECK=1 \
+  "$venv/bin/python" -m pip install --no-deps --only-binary :all: \
+  --progress-bar off -r "$requirements" 2>&1 9>&- | tee -a "$log" |
+  awk -v total="$total" -v name="$set_name" -v tty="$([ -t 1 ] && echo 1)" '
+    tty && /^Collecting/ {printf "\rsetup: %s: %d of %d fetched ", name, ++n, total}
+    tty && /^Installing/ {printf "\nsetup: %s: installing\n", name}
+    tty {fflush()}'
+[ "${PIPESTATUS[0]}" -eq 0 ] || explain
+"$venv/bin/python" -c 'import flax, jax, optax' >>"$log" 2>&1 || explain
+echo "$checksum" >"$stamp" || fail "cannot write $stamp"
+echo "setup: $set_name: ready ($("$venv/bin/python" --version))"
