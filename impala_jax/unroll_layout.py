@@ -180,11 +180,13 @@ def unroll_spec(
   """
   t = unroll_length
 
+  is_spec = lambda x: isinstance(x, types.ArraySpec)
+
   def lead(n: int, tree: types.Nest) -> types.Nest:
     return jax.tree.map(
       lambda s: types.ArraySpec((n, *s.shape), np.dtype(s.dtype)),
       tree,
-      is_leaf=lambda x: isinstance(x, types.ArraySpec),
+      is_leaf=is_spec,
     )
 
   f4, i4, u1 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint8)
@@ -201,7 +203,9 @@ def unroll_spec(
     behaviour_logits=logits,
     last_action=types.ArraySpec((), i4),
     agent_state=jax.tree.map(
-      lambda s: types.ArraySpec(tuple(s.shape), np.dtype(s.dtype)), agent_state
+      lambda s: types.ArraySpec(tuple(s.shape), np.dtype(s.dtype)),
+      agent_state,
+      is_leaf=is_spec,
     ),
     task_id=types.ArraySpec((), i4),
   )

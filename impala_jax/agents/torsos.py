@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from impala_jax import types
+from impala_jax.agents import pooling
 
 # The usual gain of orthogonal weights before a relu.
 _RELU_INIT = nn.initializers.orthogonal(2**0.5)
@@ -75,7 +76,7 @@ class Deep(nn.Module):
     x = _to_float(x, self.dtype)
     for channels in (16, 32, 32):
       x = _conv3x3(channels, self.dtype)(x)
-      x = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
+      x = pooling.max_pool(x)
       for _ in range(2):
         y = _conv3x3(channels, self.dtype)(nn.relu(x))
         x = x + _conv3x3(channels, self.dtype)(nn.relu(y))

@@ -87,25 +87,22 @@ class LocalTransport:
   def read(self, timeout: float) -> transport.Batch:
     """See `transport.Reader`."""
     deadline = time.monotonic() + timeout
-    while True:
+    while self._sound < self._batch_size:  # Again where rows were refused.
       with self._lock:
-        missing = self._batch_size - self._sound
-        enough = self._has_rows.wait_for(
-          lambda: self._closed or self._written_rows(missing) >= missing,
-          max(0.0, deadline - time.monotonic()),
+        self._has_rows.wait_for(
+          lambda: self._closed or self._enough(), max(0.0, deadline - time.monotonic())
         )
         if self._closed:
           raise transport.Closed('the transport was closed')
-        if not enough:
-          here = self._sound + self._written_rows(missing)
+        if not self._enough():
           raise TimeoutError(
-            f'{here} of {self._batch_size} unrolls came within {timeout:g} s'
+            f'{self._sound + self._written_rows()} of {self._batch_size} unrolls '
+            f'came within {timeout:g} s'
           )
-      self._take(missing)
-      if self._sound == self._batch_size:
-        slab, self._partial, self._sound = self._partial, None, 0
-        assert slab is not None
-        return transport.Batch(slab.rows, lambda: self._give_back(slab))
+      self._take(self._batch_size - self._sound)
+    slab, self._partial, self._sound = self._partial, None, 0
+    assert slab is not None
+    return transport.Batch(slab.rows, lambda: self._give_back(slab))
 
   def stats(self) -> transport.ReaderStats:
     """See `transport.Reader`."""
@@ -119,16 +116,17 @@ class LocalTransport:
       self._has_room.notify_all()
       self._has_rows.notify_all()
 
-  def _written_rows(self, at_most: int) -> int:
-    """Rows that wait in order from the oldest, without a gap. Needs the lock."""
+  def _enough(self) -> bool:
+    return self._sound + self._written_rows() >= self._batch_size
+
+  def _written_rows(self) -> int:
+    """Rows that wait, from the oldest on and without a gap. Needs the lock."""
     count = 0
     for slab in self._queue:
       for i in range(slab.start, self._batch_size):
         if not slab.written[i]:
           return count
         count += 1
-        if count == at_most:
-          return count
     return count
 
   def _take(self, number: int) -> None:

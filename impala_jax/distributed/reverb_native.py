@@ -5,11 +5,15 @@ in each actor. Its compiled client needs one library of TensorFlow alone, the on
 that it is linked against, and that loads in milliseconds.
 """
 
+import contextlib
 import ctypes
 import importlib.util
+import math
 import os
 import sys
 from typing import Any, NamedTuple
+
+import numpy as np
 
 # Fields of `TableInfo` in Reverb's schema.proto.
 _NAME, _CURRENT_SIZE = 8, 7
@@ -44,32 +48,83 @@ def client_module() -> Any:
   return module
 
 
-class TableInfo(NamedTuple):
+class Table(NamedTuple):
   name: str
   size: int  # Items in the table.
 
 
-def server_info(client: Any, timeout: float) -> list[TableInfo]:
-  """Asks the server of `client` for its tables; waits `timeout` seconds at most.
+class Connection:
+  """One client and one writer of it. No method blocks without a limit.
 
-  Reverb counts this time-out in whole seconds, so it is rounded up to one.
-
-  Raises:
-    ConnectionError: no answer.
+  Nothing is sent before the first call of `tables` or `send`.
   """
-  # Reverb's own message class would import TensorFlow.
-  from google.protobuf import empty_pb2, unknown_fields
 
-  try:
-    answers = client.ServerInfo(max(1, round(timeout + 0.5)))
-  except RuntimeError as e:
-    raise ConnectionError(str(e)) from e
-  tables = []
-  for answer in answers:
-    message = empty_pb2.Empty.FromString(answer)
-    fields = {f.field_number: f.data for f in unknown_fields.UnknownFieldSet(message)}
-    tables.append(TableInfo(fields[_NAME].decode(), fields.get(_CURRENT_SIZE, 0)))
-  return tables
+  def __init__(self, address: str):
+    module = client_module()
+    self._client = module.Client(address)
+    # Validation would ask the server for its tables, without a time-out.
+    validate = False
+    self._writer = self._client.NewTrajectoryWriter(
+      module.AutoTunedChunkerOptions(1, 1.0), validate
+    )
+
+  def tables(self, timeout: float) -> list[Table]:
+    """Asks the server for its tables.
+
+    Args:
+      timeout: seconds; Reverb counts whole ones, so it is rounded up.
+
+    Raises:
+      ConnectionError: no answer in time.
+    """
+    # Reverb's own message class would import TensorFlow.
+    from google.protobuf import empty_pb2, unknown_fields
+
+    try:
+      answers = self._client.ServerInfo(max(1, math.ceil(timeout)))
+    except RuntimeError as e:
+      raise ConnectionError(str(e)) from e
+    tables = []
+    for answer in answers:
+      message = empty_pb2.Empty.FromString(answer)
+      fields = {f.field_number: f.data for f in unknown_fields.UnknownFieldSet(message)}
+      tables.append(Table(fields[_NAME].decode(), fields.get(_CURRENT_SIZE, 0)))
+    return tables
+
+  def send(self, table: str, row: np.ndarray) -> None:
+    """Hands a copy of `row` to Reverb's thread, as one item of `table`.
+
+    Raises:
+      ConnectionError: the connection broke for good.
+    """
+    squeeze = True  # The item is the row, not a sequence of one row.
+    try:
+      references = self._writer.Append([row])
+      self._writer.CreateItem(table, 1.0, [references], [squeeze])
+    except RuntimeError as e:
+      raise ConnectionError(str(e)) from e
+
+  def flush(self, timeout: float) -> bool:
+    """Whether the server confirmed all items within `timeout` seconds.
+
+    False where the queue is full, and just so where the server is gone. True is
+    no proof: a server that stops confirms to blocked writers what it drops.
+
+    Raises:
+      ConnectionError: the connection broke for good.
+    """
+    try:
+      self._writer.Flush(0, max(1, int(timeout * 1e3)))
+    except RuntimeError as e:
+      if 'Timeout exceeded' in str(e):
+        return False
+      raise ConnectionError(str(e)) from e
+    return True
+
+  def close(self) -> None:
+    """Forgets what was not sent; the server may still insert an item it has."""
+    with contextlib.suppress(RuntimeError):
+      self._writer.Close()
 
 
 def _package(name: str) -> str:

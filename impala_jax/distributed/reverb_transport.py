@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import os
-import socket
+import tempfile
 import threading
 import time
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from impala_jax import unroll_layout
-from impala_jax.distributed import local_transport, reverb_native, transport
+from impala_jax.distributed import local_transport, ports, reverb_native, transport
 
 # Unrolls that the reading thread asks for ahead. They leave the queue early, and a
 # malformed item takes those asked for with it, so: few.
@@ -49,6 +49,10 @@ class ReverbReader:
       writer parks one on the server.
     port: TCP port of the server, 0 for any that is free.
 
+  Attributes:
+    port: that of the server.
+    address: for writers on this machine; those on others put its name in.
+
   Raises:
     ValueError: names the argument that is out of range.
     OSError: the port is in use.
@@ -77,8 +81,8 @@ class ReverbReader:
     with contextlib.suppress(RuntimeError):  # TensorFlow was used before.
       tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
     self._errors: Any = tf.errors
-    self.port, self._port_lock = _reserve_port(port)
-    self.address = f'{socket.getfqdn()}:{self.port}'
+    self.port, self._port_lock = ports.reserve(port)
+    self.address = f'localhost:{self.port}'
     self._table = reverb.Table.queue(
       _table_name(layout),
       table_size,
@@ -91,8 +95,14 @@ class ReverbReader:
       max_size=1,
       rate_limiter=reverb.rate_limiters.MinSize(1),
     )
+    # Reverb insists on a place for checkpoints, which nobody asks it for.
+    self._folder = tempfile.TemporaryDirectory(prefix='impala_jax-reverb-')
     try:
-      self._server = reverb.Server([self._table, closing], port=self.port)
+      self._server = reverb.Server(
+        [self._table, closing],
+        port=self.port,
+        checkpointer=reverb.checkpointers.DefaultCheckpointer(self._folder.name),
+      )
     except RuntimeError as e:
       self._port_lock.close()
       raise OSError(f'no Reverb server on port {self.port}: {e}') from e
@@ -140,18 +150,19 @@ class ReverbReader:
     stopper = threading.Thread(target=server.stop, name='reverb-stop', daemon=True)
     stopper.start()
     stopper.join(10.0)
+    self._folder.cleanup()
     self._port_lock.close()
 
   def _announce_close(self) -> None:
     """Tells writers: stopping a Reverb server confirms what it never inserted."""
-    module = reverb_native.client_module()
-    writer = _open_writer(module, module.Client(f'localhost:{self.port}'))
-    _send(writer, _CLOSING, np.zeros(1, np.uint8))
+    connection = reverb_native.Connection(f'localhost:{self.port}')
     try:
-      writer.Flush(0, int(_ANSWER * 1e3))
-    except RuntimeError as e:
-      logging.warning('blocked writers will not learn that the learner closes: %s', e)
-    writer.Close()
+      connection.send(_CLOSING, np.zeros(1, np.uint8))
+      if not connection.flush(_ANSWER):
+        logging.warning('the closing queue did not answer')
+    except ConnectionError as e:
+      logging.warning('the closing queue did not answer: %s', e)
+    connection.close()
 
   def _pump(self) -> None:
     """Moves rows into the local queue until `close`."""
@@ -204,11 +215,10 @@ class ReverbWriter:
     self._address = address
     self._layout = layout
     self._connect_timeout = connect_timeout
-    self._module = reverb_native.client_module()
+    reverb_native.client_module()  # Fails here rather than at the first row.
     self._lock = threading.Lock()
     self._closed = False
-    self._client: Any = None
-    self._writer: Any = None
+    self._connection: reverb_native.Connection | None = None
     # Header of the row that was given to Reverb and is not confirmed.
     self._pending: bytes | None = None
 
@@ -223,22 +233,17 @@ class ReverbWriter:
     with self._lock:
       if self._closed:
         raise transport.Closed('the writer was closed')
-      if self._writer is None:
-        self._connect()
-      header = row[: unroll_layout.HEADER.itemsize].tobytes()
-      if self._pending is not None:
-        # Reverb still holds a row whose write timed out, and will send it.
-        repeated = self._pending == header
-        self._confirm(deadline, timeout)
-        if repeated:
-          return
       try:
-        _send(self._writer, _table_name(self._layout), row)
-      except RuntimeError as e:
+        self._deliver(row, deadline)
+      except ConnectionError as e:
         self._disconnect()
-        raise transport.TransportError(f'{self._address} is gone: {e}') from e
-      self._pending = header
-      self._confirm(deadline, timeout)
+        raise transport.TransportError(
+          f'the learner at {self._address} is out of reach: {e}'
+        ) from e
+      except TimeoutError:
+        raise TimeoutError(
+          f'the queue at {self._address} stayed full for {timeout:g} s'
+        ) from None
 
   def close(self) -> None:
     """See `transport.Writer`. A row whose `write` timed out may still arrive."""
@@ -247,97 +252,57 @@ class ReverbWriter:
       self._disconnect()
       self._lock.release()
 
-  def _connect(self) -> None:
-    client = self._module.Client(self._address)
+  def _deliver(self, row: np.ndarray, deadline: float) -> None:
+    connection = self._connection or self._connect()
+    header = row[: unroll_layout.HEADER.itemsize].tobytes()
+    if self._pending is not None:
+      # Reverb still holds a row whose write timed out, and will send it.
+      repeated = self._pending == header
+      self._confirm(connection, deadline)
+      if repeated:
+        return
+    connection.send(_table_name(self._layout), row)
+    self._pending = header
+    self._confirm(connection, deadline)
+
+  def _connect(self) -> reverb_native.Connection:
+    # A new client each time: an old one would wait out gRPC's back-off.
+    connection = reverb_native.Connection(self._address)
+    names = [t.name for t in connection.tables(self._connect_timeout)]
     table = _table_name(self._layout)
-    try:
-      tables = reverb_native.server_info(client, self._connect_timeout)
-    except ConnectionError as e:
-      raise transport.TransportError(
-        f'no learner answers at {self._address}: {e}'
-      ) from e
-    names = [t.name for t in tables]
     if table not in names:
       raise ValueError(
         f'the learner at {self._address} has the queues {names}, not {table!r}: '
         'another network, unroll length or environment?'
       )
-    self._client = client
-    self._writer = _open_writer(self._module, client)
+    self._connection = connection
+    return connection
 
   def _disconnect(self) -> None:
-    if self._writer is not None:
-      with contextlib.suppress(RuntimeError):
-        self._writer.Close()
-    self._client = self._writer = self._pending = None
+    if self._connection is not None:
+      self._connection.close()
+    self._connection = self._pending = None
 
-  def _confirm(self, deadline: float, timeout: float) -> None:
+  def _confirm(self, connection: reverb_native.Connection, deadline: float) -> None:
     """Waits until the learner's queue took the pending row."""
-    asked = time.monotonic()
     blocked = False
-    while True:
-      wait = min(deadline - time.monotonic(), _SLICE)
-      try:
-        self._writer.Flush(0, max(1, int(wait * 1e3)))
-        break
-      except RuntimeError as e:
-        if 'Timeout exceeded' not in str(e):
-          self._disconnect()
-          raise transport.TransportError(f'{self._address} is gone: {e}') from e
+    asked = time.monotonic()
+    while not connection.flush(min(deadline - time.monotonic(), _SLICE)):
       blocked = True
       if self._closed:
         raise transport.Closed('the writer was closed')
       now = time.monotonic()
       if now >= deadline or now - asked > _ANSWER:
-        # A server that is gone looks like a full queue.
-        self._require_server()
-        asked = time.monotonic()
+        self._check_server(connection)
+        asked = now
       if now >= deadline:
-        raise TimeoutError(f'the queue at {self._address} stayed full for {timeout:g} s')
+        raise TimeoutError
     if blocked:
-      # A server that stops confirms to blocked writers what it never inserted.
-      self._require_server()
+      self._check_server(connection)
     self._pending = None
 
-  def _require_server(self) -> None:
-    try:
-      tables = reverb_native.server_info(self._client, _ANSWER)
-    except ConnectionError as e:
-      self._disconnect()
-      raise transport.TransportError(f'{self._address} is gone: {e}') from e
+  def _check_server(self, connection: reverb_native.Connection) -> None:
+    """Raises ConnectionError unless the learner answers and is not closing."""
+    tables = connection.tables(_ANSWER)
     if any(t.name == _CLOSING and t.size for t in tables):
-      self._disconnect()
-      raise transport.TransportError(f'the learner at {self._address} is closing')
-
-
-def _open_writer(module: Any, client: Any) -> Any:
-  # Validation would ask the server for its tables, without a time-out.
-  validate = False
-  return client.NewTrajectoryWriter(module.AutoTunedChunkerOptions(1, 1.0), validate)
-
-
-def _send(writer: Any, table: str, row: np.ndarray) -> None:
-  """Hands a copy of `row` to Reverb's thread as one item."""
-  references = writer.Append([row])
-  squeeze = True  # The item is the row, not a sequence of one row.
-  writer.CreateItem(table, 1.0, [references], [squeeze])
-
-
-def _reserve_port(port: int) -> tuple[int, socket.socket]:
-  """A TCP port for a Reverb server, and a lock that is held until it is closed.
-
-  A second Reverb server on a port is no error to gRPC: both would share the
-  connections.
-  """
-  with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-      probe.bind(('', port))
-      port = probe.getsockname()[1]
-      # An abstract name: the kernel frees it with the process, however that ends.
-      lock.bind(f'\0impala_jax-port-{port}')
-    except OSError as e:
-      lock.close()
-      raise OSError(e.errno, f'port {port} is in use: {e.strerror}') from e
-  return port, lock
+      raise ConnectionError('it is closing')

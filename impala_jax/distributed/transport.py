@@ -9,6 +9,7 @@ the sequence numbers of each (actor, incarnation) from the first one it received
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -66,7 +67,7 @@ class Batch:
     rows: uint8 [B, nbytes], 64-byte aligned.
   """
 
-  def __init__(self, rows: np.ndarray, on_release=None):
+  def __init__(self, rows: np.ndarray, on_release: Callable[[], None] | None = None):
     self.rows = rows
     self._on_release = on_release
 
