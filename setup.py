@@ -15,6 +15,7 @@ EXTRAS = {
   'reverb': [
     'dm-reverb==0.14.0; python_version < "3.12"',
     'tensorflow-cpu==2.15.1; python_version < "3.12"',
+    'protobuf>=4.25,<5',
   ],
   # ale-py carries the ROMs and the native vector environment.
   'atari': ['ale-py>=0.11', 'gymnasium>=1.1'],
@@ -59,6 +60,7 @@ setuptools.setup(
     'flax>=0.12',
     'grpcio>=1.60',
     'jax>=0.7.1',
+    'msgpack>=1',
     'numpy>=1.26',
     'optax>=0.2.4',
     'psutil>=5.9',

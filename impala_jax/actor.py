@@ -7,6 +7,7 @@ pace: whichever are ready are served together.
 """
 
 import collections
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -156,6 +157,7 @@ class Actor:
     self._views.action[ids, position] = action
     self._views.behaviour_log_prob[ids, position] = log_prob
     if self._send_logits:
+      assert self._views.behaviour_logits is not None
       self._views.behaviour_logits[ids, position] = logits
     self._last_action[ids] = action
     self._position[ids] += 1
@@ -203,7 +205,7 @@ class Actor:
         task_id=int(self._environment.task_ids[env_id]),
       )
       self._sequence += 1
-      self._retry(lambda row=row: self._writer.write(row, timeout=1.0))
+      self._retry(functools.partial(self._writer.write, row, timeout=1.0))
       self.unrolls_sent += 1
     for view in jax.tree.leaves(self._views.timestep):
       view[full, 0] = view[full, self._length]

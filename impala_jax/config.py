@@ -213,6 +213,8 @@ def validate(config: Config, local_devices: int | None = None) -> None:
     section, name = field.split('.')
     value = getattr(getattr(config, section), name)
     need(0 <= value <= 1, field, 'must lie in [0, 1]')
+  need(config.environment.sticky_actions < 1, 'environment.sticky_actions',
+       'must be below 1, or no action would ever be taken')  # fmt: skip
   need(0 <= config.seed < 2**31, 'seed', 'must lie in [0, 2^31)')
 
   need(

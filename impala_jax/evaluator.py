@@ -61,7 +61,7 @@ def play(
     ids = ready.env_ids
     # Every environment answers every step here, so ids is a permutation.
     order = np.argsort(ids)
-    timestep = jax.tree.map(lambda x: x[order], ready.timestep)
+    timestep = jax.tree.map(lambda x, order=order: x[order], ready.timestep)
     for episode in ready.episodes:
       if waiting[episode.env_id]:
         waiting[episode.env_id] = False
@@ -75,27 +75,47 @@ def play(
   return episodes
 
 
-def write_video(path: pathlib.Path, frames: Any, fps: float) -> None:
-  """Writes uint8 [H, W, 3] `frames` (an iterable) as MP4; aside, then renamed."""
-  import imageio_ffmpeg
+class VideoWriter:
+  """Writes frames as MP4, magnified to be looked at; aside, then renamed.
 
-  aside = path.with_name(f'.aside-{path.name}')
-  writer = None
-  try:
-    for frame in frames:
-      if writer is None:
-        height, width = frame.shape[:2]
-        writer = imageio_ffmpeg.write_frames(
-            str(aside), (width, height), fps=fps, macro_block_size=2,
-            output_params=['-vf', f'scale={3 * width}:{3 * height}:flags=neighbor'],
-            ffmpeg_log_level='error',
-        )  # fmt: skip
-        writer.send(None)
-      writer.send(np.ascontiguousarray(frame))
-  finally:
-    if writer is not None:
-      writer.close()
-  aside.replace(path)
+  Args:
+    path: of the file.
+    fps: frames a second.
+  """
+
+  def __init__(self, path: pathlib.Path, fps: float):
+    self._path = path
+    self._aside = path.with_name(f'.aside-{path.name}')
+    self._fps = fps
+    self._writer: Any = None
+
+  def add(self, frame: np.ndarray | None) -> None:
+    """Appends uint8 [H, W, 3]; None is left out."""
+    if frame is None:
+      return
+    if self._writer is None:
+      import imageio_ffmpeg
+
+      height, width = frame.shape[:2]
+      factor = max(1, round(480 / height))
+      self._writer = imageio_ffmpeg.write_frames(
+        str(self._aside), (width, height), fps=self._fps, macro_block_size=1,
+        output_params=[
+          '-vf', f'scale={2 * (factor * width // 2)}:{2 * (factor * height // 2)}'
+          ':flags=neighbor',
+        ],
+        ffmpeg_log_level='error',
+      )  # fmt: skip
+      self._writer.send(None)
+    self._writer.send(np.ascontiguousarray(frame))
+
+  def close(self) -> bool:
+    """Finishes the file; False where there was no frame."""
+    if self._writer is None:
+      return False
+    self._writer.close()
+    self._aside.replace(self._path)
+    return True
 
 
 def _policy(agent: agent_lib.Agent, greedy: bool) -> Any:
@@ -183,16 +203,18 @@ class Session:
     scene = self._parts.make_scene(level)
     if scene is None:
       return None
-    frames: list[np.ndarray] = []
+    path = self._run_dir / f'evaluation_{level}.mp4'
+    video = VideoWriter(path, 60.0 / self._config.environment.action_repeat)
     try:
       play(
-          self._parts.agent, params, scene, seed=self._config.seed + 31,
-          greedy=self._config.evaluator.greedy, should_stop=should_stop,
-          on_step=lambda: frames.append(scene.frame()), max_steps=_VIDEO_STEPS,
+        self._parts.agent, params, scene, seed=self._config.seed + 31,
+        greedy=self._config.evaluator.greedy, should_stop=should_stop,
+        on_step=lambda: video.add(scene.frame()), max_steps=_VIDEO_STEPS,
       )  # fmt: skip
     finally:
       scene.close()
-    path = self._run_dir / f'evaluation_{level}.mp4'
-    write_video(path, frames, 60.0 / self._config.environment.action_repeat)
+      written = video.close()
+    if not written:
+      return None
     logging.info('wrote %s', path)
     return path

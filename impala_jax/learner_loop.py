@@ -6,6 +6,7 @@ buffers are looked at one update later.
 """
 
 import collections
+import logging
 import queue
 import threading
 import time
@@ -114,6 +115,7 @@ class LearnerLoop:
     self._episodes = metrics.EpisodeLog(config.environment.levels)
     self._evaluation: dict[str, float] = {}
     self._lag: list[np.ndarray] = []
+    self._skipped = 0
     self._actor_seconds: dict[str, float] = {}
     self._actor_share: dict[str, float] = {}
     self._start = time.monotonic()
@@ -228,6 +230,12 @@ class LearnerLoop:
       **{f'learner_time/{k}': v for k, v in shares.items()},
       **{f'actor_time/{k}': v for k, v in actor.items()},
     }
+    if record.get('skipped', 0) > self._skipped:
+      self._skipped = int(record['skipped'])
+      logging.warning(
+        'batches with a loss or gradient that is not finite, skipped so far: %d',
+        self._skipped,
+      )
     words = bottleneck.describe(shares, actor, fill)
     if self._writer is not None:
       self._writer.write(

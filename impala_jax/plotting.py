@@ -54,7 +54,7 @@ def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
 
 def _draw_evaluations(axes: Any, evaluations: list[dict[str, Any]]) -> None:
   frames = np.array([e['frames'] for e in evaluations], dtype=float)
-  spread = [np.concatenate([r for r in e['returns'].values()]) for e in evaluations]
+  spread = [np.concatenate(list(e['returns'].values())) for e in evaluations]
   axes.plot(frames, [e['mean'] for e in evaluations], 'o-', color='#d62728', lw=1,
             ms=4, label='evaluation: mean')  # fmt: skip
   axes.fill_between(frames, [s.min() for s in spread], [s.max() for s in spread],

@@ -157,7 +157,7 @@ class UnrollLayout:
     for f in self.fields:
       part = rows[..., f.offset : f.offset + f.nbytes]
       if f.dtype != np.uint8:
-        part = part.reshape(lead + (f.nbytes // f.dtype.itemsize, f.dtype.itemsize))
+        part = part.reshape((*lead, f.nbytes // f.dtype.itemsize, f.dtype.itemsize))
         part = jax.lax.bitcast_convert_type(part, f.dtype)
       leaves.append(jnp.reshape(part, lead + f.shape))
     return jax.tree_util.tree_unflatten(self._treedef, leaves)
@@ -212,4 +212,4 @@ def unroll_spec(
 
 
 def _checksum(row: np.ndarray) -> int:
-  return xxhash.xxh3_64_intdigest(row[_CHECKED_FROM:])
+  return xxhash.xxh3_64_intdigest(row[_CHECKED_FROM:].data)

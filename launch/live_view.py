@@ -198,7 +198,7 @@ def _sparkline(values: list[float], width: int = 24) -> str:
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-  return '–' if value is None else f'{value:.{digits}f}'
+  return '-' if value is None else f'{value:.{digits}f}'
 
 
 def _duration(seconds: float) -> str:

@@ -256,7 +256,7 @@ def test_an_actor_without_its_learner_gives_up_and_says_so():
     _counting_agent(), environment, layout, queue.writer(), _Gone(),
     unroll_length=_T, actor_id=3, patience=0.3,
   )  # fmt: skip
-  with pytest.raises(transport.TransportError, match='actor 3 .*nowhere'):
+  with pytest.raises(transport.TransportError, match=r'actor 3 .*nowhere'):
     actor.run()
 
 

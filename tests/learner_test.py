@@ -96,5 +96,5 @@ def test_nothing_is_compiled_after_the_first_update(caplog, devices):
 
 def test_batch_that_does_not_divide_is_refused():
   learner = synthetic.make_learner(synthetic.config(), 2)
-  with pytest.raises(ValueError, match='batch of 3 unrolls.*2 devices'):
+  with pytest.raises(ValueError, match=r'batch of 3 unrolls.*2 devices'):
     learner.put(synthetic.rows(0, batch=3))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,10 @@ from hypothesis import strategies as st
 
 from impala_jax import config, losses, types, vtrace
 from tests import numpy_reference as reference
+from tests import packed_unrolls
 
-T, B, A = 12, 2, 3
-FIRST, MID, LAST = types.StepType.FIRST, types.StepType.MID, types.StepType.LAST
+T, B, A = packed_unrolls.T, packed_unrolls.B, packed_unrolls.A
+ENDS = packed_unrolls.ENDS
 OFF_CLIPS = {'rho_clip': 2.5, 'c_clip': 1.2, 'pg_rho_clip': 0.8, 'trace_lambda': 0.9}
 LOSSES = (
   config.Loss(),
@@ -26,9 +26,6 @@ LOSSES = (
   config.Loss(correction='no_correction', reward_clipping='none'),
 )
 PARTS = ('policy_loss', 'baseline_loss', 'entropy_loss')
-# How a stretch of one episode stops: by a true end, by a time limit that the agent
-# does not see, or because the environment was restarted (the unroll's end is alike).
-ENDS = ('end', 'time_limit', 'restart')
 
 
 def assert_close(actual, desired):
@@ -38,61 +35,6 @@ def assert_close(actual, desired):
 @functools.cache
 def gradient_of(loss_config):
   return jax.jit(jax.value_and_grad(losses.make_loss(loss_config), has_aux=True))
-
-
-def make_batch(seed, steps=T, batch=B):
-  """Network outputs and one uninterrupted stretch per column, far off-policy."""
-  rng = np.random.default_rng(seed)
-  rows = (steps + 1, batch)
-  output = types.AgentOutput(
-    logits=rng.normal(size=(*rows, A)).astype(np.float32) * 2,
-    baseline=rng.normal(size=rows).astype(np.float32) * 3,
-  )
-  timestep = types.TimeStep(
-    step_type=np.full(rows, MID, np.uint8),
-    reward=rng.normal(size=rows).astype(np.float32) * 4,
-    discount=np.ones(rows, np.float32),
-    observation=None,
-  )
-  unroll = types.Unroll(
-    timestep=timestep,
-    action=rng.integers(A, size=(steps, batch)).astype(np.int32),
-    behaviour_log_prob=np.log(rng.uniform(0.05, 1, (steps, batch))).astype(np.float32),
-    behaviour_logits=None,
-    last_action=None,
-    agent_state=None,
-    task_id=None,
-  )
-  return output, unroll
-
-
-def cut(output, unroll, b, starts, ends, garbage):
-  """Puts episode boundaries into column b of a batch, in place.
-
-  Args:
-    starts: increasing rows > 0 that are FIRST.
-    ends: one of ENDS for each stretch in turn (more are ignored).
-    garbage: float written wherever nothing may be read.
-
-  Returns:
-    The stretches, as pairs (first row, last row).
-  """
-  rows = [0, *starts, len(output.baseline)]
-  stretches = [(a, z - 1) for a, z in itertools.pairwise(rows)]
-  step_type, reward, discount, _ = unroll.timestep
-  for row in starts:
-    step_type[row, b] = FIRST
-    unroll.action[row - 1, b] = 10**6 if np.isnan(garbage) else -1
-    unroll.behaviour_log_prob[row - 1, b] = garbage
-    output.logits[row - 1, b] = garbage
-  for row in (0, *starts):
-    reward[row, b] = discount[row, b] = garbage
-  for (first, last), end in zip(stretches, ends, strict=False):
-    if first < last and end != 'restart':
-      step_type[last, b] = LAST
-      discount[last, b] = 0.0 if end == 'end' else 1.0
-  output.logits[-1, b] = garbage
-  return stretches
 
 
 def apart(loss_config, output, unroll, b, first, last):
@@ -122,13 +64,13 @@ columns = st.tuples(
   garbage=st.sampled_from([np.nan, np.inf, -np.inf, 1e38, -7.0]),
 )
 def test_a_packed_unroll_equals_its_episodes_apart(loss_config, seed, cuts, garbage):
-  output, unroll = make_batch(seed)
+  output, unroll = packed_unrolls.make_batch(seed)
   parts = dict.fromkeys(PARTS, 0.0)
   grad_logits = np.zeros(output.logits.shape)
   grad_baseline = np.zeros(output.baseline.shape)
   valid_steps = 0
   for b, (starts, ends) in enumerate(cuts):
-    for first, last in cut(output, unroll, b, starts, ends, garbage):
+    for first, last in packed_unrolls.cut(output, unroll, b, starts, ends, garbage):
       one = apart(loss_config, output, unroll, b, first, last)
       for name in PARTS:
         parts[name] += one[name]
@@ -171,12 +113,12 @@ def vtrace_of(loss_config):
 )
 def test_targets_of_a_packed_unroll(loss_config, seed, cuts, garbage):
   """The same property one layer down: v_t and the advantage of every step."""
-  output, unroll = make_batch(seed)
+  output, unroll = packed_unrolls.make_batch(seed)
   names = ('log_rhos', 'discounts', 'rewards')
   inputs = {name: np.full((T, B), garbage, np.float32) for name in names}
   vs, advantages = output.baseline[:-1].astype(np.float64), np.zeros((T, B))
   for b, (starts, ends) in enumerate(cuts):
-    for first, last in cut(output, unroll, b, starts, ends, garbage):
+    for first, last in packed_unrolls.cut(output, unroll, b, starts, ends, garbage):
       one = apart(loss_config, output, unroll, b, first, last)
       for name in names:
         inputs[name][first:last, b] = one[name]
@@ -192,7 +134,7 @@ def test_targets_of_a_packed_unroll(loss_config, seed, cuts, garbage):
 
 def test_time_limits_bootstrap_and_ends_do_not():
   """By hand: two steps, gamma 1/2, on-policy, values far apart."""
-  output, unroll = make_batch(0, steps=4, batch=1)
+  output, unroll = packed_unrolls.make_batch(0, steps=4, batch=1)
   output.baseline[:, 0] = [1.0, 2.0, 10.0, 1000.0, 1000.0]
   output.logits[:] = 0
   unroll.behaviour_log_prob[:] = np.log(1 / A)
@@ -200,7 +142,7 @@ def test_time_limits_bootstrap_and_ends_do_not():
   settings_ = config.Loss(discount=0.5, baseline_cost=1.0)
   for end, v_0 in (('time_limit', 1 + 0.5 * (1 + 0.5 * 10)), ('end', 1 + 0.5 * 1)):
     copy = jax.tree.map(np.copy, (output, unroll))
-    cut(*copy, 0, [3], [end, 'restart'], np.nan)
+    packed_unrolls.cut(*copy, 0, [3], [end, 'restart'], np.nan)
     _, gradient = gradient_of(settings_)(*copy)
     # The baseline's gradient is V - v.
     assert_close(1.0 - gradient.baseline[0, 0], v_0)
@@ -208,11 +150,11 @@ def test_time_limits_bootstrap_and_ends_do_not():
 
 def test_metrics_are_what_they_say():
   loss_config = config.Loss(**OFF_CLIPS)
-  output, unroll = make_batch(3)
+  output, unroll = packed_unrolls.make_batch(3)
   stretches = [
     apart(loss_config, output, unroll, b, first, last)
     for b, starts in enumerate(([4, 9], []))
-    for first, last in cut(output, unroll, b, starts, ENDS, np.nan)
+    for first, last in packed_unrolls.cut(output, unroll, b, starts, ENDS, np.nan)
   ]
   valid = np.asarray(losses.valid_transitions(unroll.timestep.step_type))
   _, metrics = losses.make_loss(loss_config)(output, unroll)
@@ -242,8 +184,8 @@ def test_metrics_are_what_they_say():
 
 
 def test_metrics_of_an_unroll_without_transitions():
-  output, unroll = make_batch(0)
-  unroll.timestep.step_type[:] = FIRST
+  output, unroll = packed_unrolls.make_batch(0)
+  unroll.timestep.step_type[:] = types.StepType.FIRST
   loss, metrics = losses.make_loss(config.Loss())(output, unroll)
   assert loss == 0
   for name, value in metrics.items():
@@ -252,7 +194,7 @@ def test_metrics_of_an_unroll_without_transitions():
 
 def test_losses_are_sums_over_the_batch():
   """Devices may split the batch: shares add up to the whole."""
-  output, unroll = make_batch(5, batch=4)
+  output, unroll = packed_unrolls.make_batch(5, batch=4)
   f = gradient_of(config.Loss())
   (whole, _), gradient = f(output, unroll)
   parts = [
@@ -266,7 +208,7 @@ def test_losses_are_sums_over_the_batch():
 def test_pmap():
   devices = jax.local_device_count()
   assert devices == 4
-  output, unroll = make_batch(6, batch=devices)
+  output, unroll = packed_unrolls.make_batch(6, batch=devices)
   f = losses.make_loss(config.Loss())
   split = lambda x: np.moveaxis(x, 1, 0)[:, :, None]
   sharded, _ = jax.pmap(f)(*jax.tree.map(split, (output, unroll)))
@@ -275,7 +217,7 @@ def test_pmap():
 
 @pytest.mark.parametrize('bad', [A, -1, 10**6])
 def test_a_bad_action_in_a_real_step_is_not_hidden(bad):
-  output, unroll = make_batch(7)
+  output, unroll = packed_unrolls.make_batch(7)
   unroll.action[3, 1] = bad
   assert np.isnan(losses.make_loss(config.Loss())(output, unroll)[0])
 
@@ -295,7 +237,7 @@ def test_reward_clipping_by_hand():
 
 
 def test_refuses_wrong_arrays():
-  output, unroll = make_batch(0)
+  output, unroll = packed_unrolls.make_batch(0)
   f = losses.make_loss(config.Loss())
   for wrong_output, wrong_unroll in (
     (output._replace(baseline=output.baseline[:-1]), unroll),
@@ -310,7 +252,7 @@ def test_refuses_wrong_arrays():
 
 
 def test_unknown_settings_are_refused():
-  batch = make_batch(0)
+  batch = packed_unrolls.make_batch(0)
   for field in ('correction', 'reward_clipping', 'vtrace_method'):
     wrong = dataclasses.replace(config.Loss(), **{field: 'other'})
     with pytest.raises(ValueError, match=r"is 'other': must be one of"):

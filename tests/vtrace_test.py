@@ -100,7 +100,7 @@ def test_on_policy_targets_are_n_step_bellman():
 
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('correction', vtrace.CORRECTIONS)
-@pytest.mark.parametrize('garbage', [np.nan, np.inf, -np.inf, 1e38])
+@pytest.mark.parametrize('garbage', [np.nan, np.inf])
 def test_a_cut_separates_its_sides(garbage, correction, method):
   """What lies on the other side of an invalid step, or in it, changes nothing."""
   inputs = make_inputs(3, (9, 2))

@@ -5,5 +5,6 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 tools/setup_venv.sh cluster || exit 1
+[ -z "${VENV_ROOT:-}" ] || export IMPALA_JAX_VENV=$(realpath "$VENV_ROOT")/cluster
 trap 'bazel shutdown' EXIT
 bazel test //...

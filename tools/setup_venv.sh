@@ -71,6 +71,10 @@ explain() {
     fail "disk full while installing (pip also uses ${TMPDIR:-/tmp}); see $log"
   elif grep -qE 'NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|ConnectionResetError|name resolution|Network is unreachable|Connection refused|Connection timed out' "$log"; then
     fail "no network: pip cannot reach the package index; see $log"
+  elif grep -q 'from versions: none' "$log"; then
+    fail "the package index does not answer or has no $(
+      grep -m1 -oP 'No matching distribution found for \K\S+' "$log"
+    ) for this machine ($(uname -sm)); see $log"
   elif grep -q 'No matching distribution found' "$log"; then
     fail "$(grep -m1 -o 'No matching distribution found.*' "$log")" \
       "($(uname -sm), Python $(version_of "$venv/bin/python")); see $log"

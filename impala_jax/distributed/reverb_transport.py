@@ -21,9 +21,9 @@ import numpy as np
 from impala_jax import unroll_layout
 from impala_jax.distributed import local_transport, ports, reverb_native, transport
 
-# Unrolls that the reading thread asks for ahead. They leave the queue early, and a
-# malformed item takes those asked for with it, so: few.
-_IN_FLIGHT = 2
+# Unrolls that the reading thread asks for ahead. More are no cheaper, and a malformed
+# item takes them with it: they count as lost.
+_IN_FLIGHT = 1
 # Seconds after which a read of an empty queue returns, to look for `close`.
 _IDLE = 1.0
 # Seconds of one wait of a writer, after which it looks for `close`.
@@ -45,8 +45,8 @@ class ReverbReader:
     batch_size: rows in a batch.
     capacity: rows that may wait, at least `batch_size`; a batch of them waits
       unpacked, the others compressed in Reverb's table, which holds at least one.
-      `2 + _IN_FLIGHT` more may be under way between the two, and each blocked
-      writer parks one on the server.
+      up to three more may be under way between the two, and each blocked writer
+      parks one on the server.
     port: TCP port of the server, 0 for any that is free.
 
   Attributes:
@@ -104,6 +104,7 @@ class ReverbReader:
         checkpointer=reverb.checkpointers.DefaultCheckpointer(self._folder.name),
       )
     except RuntimeError as e:
+      self._folder.cleanup()
       self._port_lock.close()
       raise OSError(f'no Reverb server on port {self.port}: {e}') from e
     self._dataset = reverb.TrajectoryDataset(
@@ -144,24 +145,20 @@ class ReverbReader:
     self._local.close()
     self._announce_close()
     self._thread.join(_IDLE + 4.0)
-    server = self._server
-    del self._server
-    # Bounded though it waits for open calls.
-    stopper = threading.Thread(target=server.stop, name='reverb-stop', daemon=True)
+    # It waits for open calls, about a second; the thread is for the worst case.
+    stopper = threading.Thread(target=self._server.stop, daemon=True)
     stopper.start()
     stopper.join(10.0)
+    del self._server
     self._folder.cleanup()
     self._port_lock.close()
 
   def _announce_close(self) -> None:
     """Tells writers: stopping a Reverb server confirms what it never inserted."""
     connection = reverb_native.Connection(f'localhost:{self.port}')
-    try:
+    with contextlib.suppress(ConnectionError):  # The server broke: nobody waits.
       connection.send(_CLOSING, np.zeros(1, np.uint8))
-      if not connection.flush(_ANSWER):
-        logging.warning('the closing queue did not answer')
-    except ConnectionError as e:
-      logging.warning('the closing queue did not answer: %s', e)
+      connection.flush(_ANSWER)
     connection.close()
 
   def _pump(self) -> None:

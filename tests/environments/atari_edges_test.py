@@ -16,8 +16,8 @@ class _ScriptedEngine:
   """In the place of ale-py's: autoreset in the next step, from drawn events.
 
   `script[i]` holds, for each step that environment i plays, (reward, event): 0 goes
-  on, 1 loses a life, 2 is over, 3 reaches the time limit. A game begins with 3 lives
-  and is over when the last is lost.
+  on, 1 loses a life, 2 is over, 3 reaches the time limit, 4 does so and loses a life.
+  A game begins with 3 lives, and shows 0 before it is over.
   """
 
   def __init__(self, script):
@@ -50,9 +50,9 @@ class _ScriptedEngine:
     self.played.append((i, int(action)))
     reward, event = self._script[i][self._next[i] % len(self._script[i])]
     self._next[i] += 1
-    self._lives[i] -= event == 1
-    terminated = event == 2 or self._lives[i] == 0
-    truncated = event == 3
+    self._lives[i] = max(0, self._lives[i] - (event in (1, 4)))
+    terminated = event == 2
+    truncated = event in (3, 4)
     self.earned[i][0] += reward
     self.earned[i][1] += 1
     if terminated or truncated:
@@ -72,7 +72,7 @@ class _ScriptedEngine:
 
 
 _EVENTS = st.lists(
-  st.tuples(st.integers(-2, 3), st.sampled_from([0, 0, 1, 2, 3])),
+  st.tuples(st.integers(-2, 3), st.sampled_from([0, 0, 1, 2, 3, 4])),
   min_size=1,
   max_size=9,
 )
@@ -110,7 +110,8 @@ def test_noop_after_a_lost_life_and_a_game_that_ends_in_it(monkeypatch):
     ready = vector.recv(1.0)
     step = ready.timestep
     found.append((int(step.step_type[0]), float(step.reward[0]), step.discount[0]))
-    observations.append(step.observation[0])
+    observations.append(step.observation[0].copy())
+    step.observation[:] = 0  # It belongs to the receiver.
     ends += [tuple(e[1:4]) for e in ready.episodes]
     vector.send(np.array([0]), np.array([3]))
   assert found == [
@@ -128,6 +129,18 @@ def test_noop_after_a_lost_life_and_a_game_that_ends_in_it(monkeypatch):
   np.testing.assert_array_equal(observations[2], observations[3])
   np.testing.assert_array_equal(observations[6], observations[7])
   assert [a for _, a in engine.played] == [3, 0, 0, 3, 0, 0, 3]
+
+
+def test_no_lives_left_is_not_yet_the_end(monkeypatch):
+  script = [[(0, 1), (0, 0), (0, 1), (0, 0), (0, 1), (0, 0), (0, 2)]]
+  vector, _ = _scripted(monkeypatch, script, episodic_life=True)
+  vector.reset(0)
+  found = []
+  for _ in range(8):
+    found.append(vector.recv(1.0).timestep.step_type[0])
+    vector.send(np.array([0]), np.array([1]))
+  # With lives 3, 2, 2, 1, 1, 0, 0, and then the end.
+  assert found == [FIRST, LAST, FIRST, LAST, FIRST, MID, MID, LAST]
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,8 @@ def test_seed_decides_everything():
   assert _same(first, _trajectory(vector, 5, 80))
   assert _same(first, _trajectory(make(), 5, 80))
   assert _same(first, _trajectory(make(inference_batch=2, env_threads=2), 5, 80))
+  steady = atari.AtariVector('breakout', 3, sticky_actions=0.0)
+  assert not _same(first, _trajectory(steady, 5, 80))
   other = _trajectory(vector, 6, 80)
   assert not _same(first, other)
   assert not _same(first[:1], first[1:2])

@@ -10,8 +10,7 @@ fi
 # The sources are read-only here; what tools write goes to the test's own folder.
 export HOME=$TEST_TMPDIR HYPOTHESIS_STORAGE_DIRECTORY=$TEST_TMPDIR/hypothesis
 export PYTHONDONTWRITEBYTECODE=1
-"$venv/bin/python" -m pytest -p no:cacheprovider -m 'not learning' \
-  --basetemp="$TEST_TMPDIR/pytest" "$1"
+"$venv/bin/python" -m pytest -p no:cacheprovider -m 'not learning' "$1"
 status=$?
 # 5: no test left. Right where all of a file's tests are learning tests, else not.
 if [ "$status" -eq 5 ] && grep -q 'pytest.mark.learning' "$1"; then

@@ -1,0 +1,210 @@
+"""The direction of imports, and what an import costs.
+
+launch -> experiments -> {distributed, actor, learner, ...} -> {losses, agents,
+environments} -> vtrace -> types. Configuration and environments import only types
+and each other.
+"""
+
+import ast
+import collections
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+OURS = ('impala_jax', 'experiments', 'launch')
+HEAVY = (
+  'ale_py',
+  'deepmind_lab',
+  'gymnasium',
+  'matplotlib',
+  'reverb',
+  'tensorflow',
+)
+
+# Each unit imports units of its own layer and of those below. A new file at the top
+# of impala_jax/ needs a place here.
+LAYERS = (
+  {'impala_jax.types'},
+  {'impala_jax.unroll_layout', 'impala_jax.vtrace'},
+  {'impala_jax.config', 'impala_jax.environments'},
+  {'impala_jax.agents', 'impala_jax.losses', 'impala_jax.optimizers'},
+  {
+    'impala_jax.actor',
+    'impala_jax.bottleneck',
+    'impala_jax.checkpointing',
+    'impala_jax.components',
+    'impala_jax.distributed',
+    'impala_jax.evaluator',
+    'impala_jax.learner',
+    'impala_jax.learner_loop',
+    'impala_jax.metrics',
+    'impala_jax.plotting',
+  },
+  {'impala_jax'},  # The public interface, if it re-exports names.
+  {'experiments'},
+  {'launch'},
+)
+RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
+# Narrower than the layers.
+ONLY = {
+  'impala_jax.vtrace': {'impala_jax.types'},
+  'impala_jax.unroll_layout': {'impala_jax.types'},
+  'impala_jax.config': {'impala_jax.types', 'impala_jax.environments'},
+  'impala_jax.environments': {'impala_jax.types', 'impala_jax.config'},
+}
+
+Import = collections.namedtuple('Import', 'module lineno at_top')
+
+
+def source_files():
+  return sorted(f for folder in OURS for f in (ROOT / folder).rglob('*.py'))
+
+
+def module_name(path):
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def is_ours(module):
+  return module.split('.')[0] in OURS
+
+
+def imports_of(text, package=''):
+  """All imports in the source `text`, with `from a import b` as both a and a.b."""
+  found = []
+  tree = ast.parse(text)
+  inner = {
+    node
+    for function in ast.walk(tree)
+    if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+    for node in ast.walk(function)
+  }
+  for node in ast.walk(tree):
+    at_top = node not in inner
+    if isinstance(node, ast.Import):
+      found += [Import(alias.name, node.lineno, at_top) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      base = node.module or ''
+      if node.level:
+        stem = package.split('.')[: -(node.level - 1) or None]
+        base = '.'.join([*stem, *([base] if base else [])])
+      found.append(Import(base, node.lineno, at_top))
+      found += [
+        Import(f'{base}.{alias.name}', node.lineno, at_top) for alias in node.names
+      ]
+  return found
+
+
+def unit_of(module, units=frozenset(RANK)):
+  """The unit that holds `module`: impala_jax.agents.lstm -> impala_jax.agents.
+
+  A submodule of impala_jax must be in a unit of its own; None if it has no place.
+  """
+  parts = module.split('.')
+  if parts[0] == 'impala_jax' and len(parts) > 1:
+    unit = '.'.join(parts[:2])
+    return unit if unit in units else None
+  return parts[0]
+
+
+def wrong_imports(path, imports):
+  importer = unit_of(module_name(path))
+  problems = []
+  for item in imports:
+    if not is_ours(item.module):
+      continue
+    imported = unit_of(item.module)
+    # `from impala_jax import types` also names the package, whose own imports do not
+    # count, and `from impala_jax import NAME` a name that is no module.
+    if imported is None or (imported == 'impala_jax' and importer != 'impala_jax'):
+      continue
+    allowed = RANK[imported] <= RANK[importer]
+    if importer in ONLY:
+      allowed = imported == importer or imported in ONLY[importer]
+    if not allowed:
+      problems.append(f'{path}:{item.lineno}: {importer} imports {item.module}')
+  return problems
+
+
+def read(path):
+  package = module_name(path)
+  if path.name != '__init__.py':
+    package = package.rpartition('.')[0]
+  return imports_of(path.read_text(), package)
+
+
+def test_every_file_has_a_place_in_the_layers():
+  files = source_files()
+  assert len(files) > 10
+  missing = [f for f in files if unit_of(module_name(f)) is None]
+  assert not missing, f'add to LAYERS: {missing}'
+
+
+def test_imports_point_downwards():
+  problems = [p for f in source_files() for p in wrong_imports(f, read(f))]
+  assert not problems, '\n'.join(problems)
+
+
+@pytest.mark.parametrize(
+  ('file', 'text', 'count'),
+  [
+    ('impala_jax/vtrace.py', 'from impala_jax import types', 0),
+    ('impala_jax/vtrace.py', 'from impala_jax import config', 1),
+    ('impala_jax/losses.py', 'def f():\n  import impala_jax.learner', 2 - 1),
+    ('impala_jax/agents/a.py', 'from ..distributed import transport', 2),
+    ('impala_jax/environments/a.py', 'from impala_jax import vtrace', 1),
+    ('impala_jax/environments/a.py', 'from impala_jax.environments import base', 0),
+    ('experiments/configs.py', 'from launch import local', 2),
+    ('launch/run.py', 'from experiments import configs', 0),
+  ],
+)
+def test_the_check_itself(file, text, count):
+  path = ROOT / file
+  imports = imports_of(text, module_name(path).rpartition('.')[0])
+  assert len(wrong_imports(path, imports)) == count
+
+
+def test_flags_stay_in_the_entry_points():
+  for path in source_files():
+    relative = path.relative_to(ROOT)
+    if relative.parts[0] == 'launch' or relative.parts[:2] == (
+      'experiments',
+      'benchmarks',
+    ):
+      continue
+    names = {item.module for item in read(path)}
+    assert not names & {'absl.flags', 'absl.app'}, relative
+
+
+def test_heavy_packages_are_imported_on_use():
+  """Modules are free to import them at the top only if nothing imports those first.
+
+  So that the rule stays simple: in impala_jax they are imported inside functions.
+  """
+  for path in sorted((ROOT / 'impala_jax').rglob('*.py')):
+    at_top = {i.module.split('.')[0] for i in read(path) if i.at_top}
+    assert not at_top & set(HEAVY), path
+
+
+def test_importing_everything_loads_no_heavy_package():
+  """Every module of the package is imported, in a process of its own."""
+  modules = [module_name(f) for f in source_files() if f.parts[-2] != 'benchmarks']
+  modules = [m for m in modules if m.startswith('impala_jax')]
+  script = (
+    'import importlib, json, sys\n'
+    f'for name in {modules!r}: importlib.import_module(name)\n'
+    f'print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))\n'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert result.returncode == 0, result.stderr
+  assert json.loads(result.stdout.splitlines()[-1]) == []

@@ -1,0 +1,281 @@
+"""setup.py, the two pinned sets and the set-up script agree with the code."""
+
+import importlib.metadata
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from packaging import requirements as pr
+from packaging import utils
+
+from tests import imports_test
+
+ROOT = pathlib.Path(__file__).parents[1]
+SETS = ('cluster', 'latest')
+EXTRAS = {
+  'all',
+  'atari',
+  'dev',
+  'dmlab',
+  'gymnasium',
+  'notebooks',
+  'plots',
+  'reverb',
+  'video',
+}
+# Where the name of the import is not that of the distribution.
+DISTRIBUTIONS = {
+  'PIL': 'pillow',
+  'absl': 'absl-py',
+  'ale_py': 'ale-py',
+  'google': 'protobuf',
+  'grpc': 'grpcio',
+  'reverb': 'dm-reverb',
+  'tensorflow': 'tensorflow-cpu',
+  'tree': 'dm-tree',
+}
+# Built from sources; see the extra `dmlab` of setup.py.
+NOT_PACKAGED = {'deepmind_lab'}
+
+
+def pins(name):
+  lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+  pairs = [line.split('==') for line in lines if not line.startswith('#')]
+  return {utils.canonicalize_name(package): version for package, version in pairs}
+
+
+@pytest.fixture(scope='session')
+def metadata(tmp_path_factory):
+  """The metadata that a build from setup.py and pyproject.toml gives."""
+  source = tmp_path_factory.mktemp('source')
+  for name in ('setup.py', 'pyproject.toml'):
+    shutil.copy(ROOT / name, source)
+  for folder in imports_test.OURS:
+    (source / folder / 'inner').mkdir(parents=True)
+    (source / folder / 'inner' / 'module.py').touch()
+  script = (
+    'from setuptools import build_meta; '
+    'print(build_meta.prepare_metadata_for_build_wheel("."))'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=source,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert result.returncode == 0, result.stderr
+  built = source / result.stdout.splitlines()[-1]
+  return importlib.metadata.PathDistribution(built)
+
+
+def declared(metadata, extra=''):
+  """Requirements of the package, or those that `extra` adds, markers apart."""
+  found = []
+  for line in metadata.requires:
+    requirement = pr.Requirement(line)
+    marker = str(requirement.marker or '')
+    match = re.search(r'extra == "(.*?)"', marker)
+    if (match.group(1) if match else '') == extra:
+      found.append(requirement)
+  return found
+
+
+def test_metadata(metadata):
+  assert metadata.metadata['Name'] == 'impala_jax'
+  assert metadata.metadata['Requires-Python'] == '>=3.11'
+  assert set(metadata.metadata.get_all('Provides-Extra')) == EXTRAS
+  assert (metadata.read_text('top_level.txt') or '').split() == sorted(
+    imports_test.OURS
+  )
+
+
+def test_all_holds_every_extra_that_pip_can_install(metadata):
+  both = {r.name for e in EXTRAS - {'all', 'reverb'} for r in declared(metadata, e)}
+  assert {r.name for r in declared(metadata, 'all')} == both
+
+
+def test_every_import_is_declared(metadata):
+  names = {
+    utils.canonicalize_name(r.name)
+    for extra in ['', *EXTRAS]
+    for r in declared(metadata, extra)
+  }
+  base = {utils.canonicalize_name(r.name) for r in declared(metadata)}
+  for path in imports_test.source_files():
+    for item in imports_test.read(path):
+      top = item.module.split('.')[0]
+      if top in sys.stdlib_module_names or top in {*imports_test.OURS, *NOT_PACKAGED}:
+        continue
+      wanted = utils.canonicalize_name(DISTRIBUTIONS.get(top, top))
+      place = f'{path.relative_to(ROOT)}:{item.lineno} imports {top}'
+      assert wanted in names, f'{place}: declare {wanted} in setup.py'
+      if item.at_top and path.is_relative_to(ROOT / 'impala_jax'):
+        assert wanted in base, f'{place} at the top, but {wanted} is an extra'
+
+
+@pytest.mark.parametrize('name', SETS)
+def test_pins_are_plain_and_sorted(name):
+  lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+  lines = [line for line in lines if not line.startswith('#')]
+  assert len(lines) > 50
+  for line in lines:
+    assert re.fullmatch(r'[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.+!]*', line), line
+  names = [line.split('==')[0].lower() for line in lines]
+  assert names == sorted(names)
+  assert len(pins(name)) == len(lines)
+
+
+@pytest.mark.parametrize('name', SETS)
+def test_pins_are_what_setup_py_allows(metadata, name):
+  extras = ['', 'atari', 'dev', 'gymnasium', 'plots', 'video']
+  if name == 'cluster':
+    extras.append('reverb')
+  pinned = pins(name)
+  for extra in extras:
+    for requirement in declared(metadata, extra):
+      version = pinned[utils.canonicalize_name(requirement.name)]
+      assert requirement.specifier.contains(version), (requirement, version)
+
+
+def test_latest_is_free_of_tensorflow():
+  assert not {'dm-reverb', 'tensorflow', 'tensorflow-cpu', 'keras'} & set(
+    pins('latest')
+  )
+
+
+@pytest.mark.skipif(
+  pathlib.Path(sys.prefix).name not in SETS, reason='not a pinned environment'
+)
+def test_this_environment_is_the_pinned_one():
+  present = {
+    utils.canonicalize_name(d.metadata['Name']): d.version
+    for d in importlib.metadata.distributions()
+  }
+  wanted = pins(pathlib.Path(sys.prefix).name)
+  different = {
+    name: (version, present.get(name))
+    for name, version in wanted.items()
+    if present.get(name) != version
+  }
+  assert not different, f'(pinned, installed): {different}; run: make setup'
+
+
+@pytest.mark.skipif(
+  pathlib.Path(sys.prefix).name not in SETS, reason='not a pinned environment'
+)
+def test_dependencies_agree_save_for_the_known_clash():
+  result = subprocess.run(
+    [sys.executable, '-m', 'pip', 'check'], capture_output=True, text=True, timeout=120
+  )
+  lines = result.stdout.splitlines()
+  unknown = [
+    line
+    for line in lines
+    if not re.match(r'tensorflow-cpu 2\.15\.1 .*ml-dtypes', line)
+    and line != 'No broken requirements found.'
+  ]
+  assert not unknown
+  assert (result.returncode != 0) == (pathlib.Path(sys.prefix).name == 'cluster')
+
+
+class TestSetUp:
+  """tools/setup_venv.sh ends in one line that says what to do."""
+
+  @pytest.fixture
+  def place(self, tmp_path):
+    """A copy of what the script reads, with a set of one small package."""
+    for folder in ('tools', 'requirements', 'bin'):
+      (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / 'tools' / 'setup_venv.sh', tmp_path / 'tools')
+    (tmp_path / 'requirements' / 'latest.txt').write_text('six==1.17.0\n')
+    (tmp_path / 'requirements' / 'cluster.txt').write_text('six==1.17.0\n')
+    return tmp_path
+
+  def run(self, place, name, **env):
+    """Returns (exit status, what it printed); pip is offline and has no settings."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith('PIP_')}
+    env = {
+      'PYTHON': sys.executable,
+      'VENV_ROOT': str(place / 'venvs'),
+      'PIP_CONFIG_FILE': os.devnull,
+      'PIP_INDEX_URL': 'http://127.0.0.1:9/simple',
+      'PIP_RETRIES': '1',
+      **env,
+    }
+    result = subprocess.run(
+      [place / 'tools' / 'setup_venv.sh', name],
+      env={**clean, **env},
+      capture_output=True,
+      text=True,
+      timeout=120,
+    )
+    return result.returncode, result.stderr
+
+  def script(self, path, text):
+    path.write_text(f'#!/bin/sh\n{text}\n')
+    path.chmod(0o755)
+    return str(path)
+
+  def assert_one_line(self, result, *parts):
+    status, text = result
+    assert status != 0
+    assert text.count('\n') == 1
+    for part in ('setup: error: ', *parts):
+      assert part in text
+
+  def test_unknown_set(self, place):
+    self.assert_one_line(self.run(place, 'new'), "'new'", 'cluster, latest')
+
+  @pytest.mark.parametrize(
+    ('name', 'version', 'wanted'),
+    [
+      ('cluster', '3.12', 'needs Python 3.11:'),
+      ('cluster', '3.9', 'needs Python 3.11:'),
+      ('latest', '3.10', 'needs Python 3.11 or 3.12 or 3.13:'),
+    ],
+  )
+  def test_wrong_python(self, place, name, version, wanted):
+    python = self.script(place / 'python', f'echo {version}')
+    result = self.run(place, name, PYTHON=python)
+    self.assert_one_line(result, python, f'is Python {version}', wanted)
+
+  def test_no_python(self, place):
+    result = self.run(place, 'latest', PYTHON='/no/such/python')
+    self.assert_one_line(result, '/no/such/python', 'needs Python 3.11')
+
+  def test_no_venv_module(self, place):
+    python = self.script(
+      place / 'python', 'case "$2" in *ensurepip*) exit 1;; esac; echo 3.11'
+    )
+    result = self.run(place, 'latest', PYTHON=python)
+    self.assert_one_line(result, "'apt-get install python3.11-venv'")
+
+  def test_full_disk(self, place):
+    self.script(place / 'bin' / 'df', 'echo head; echo "/dev/x 9 9 100 1% /"')
+    path = f'{place / "bin"}{os.pathsep}{os.environ["PATH"]}'
+    result = self.run(place, 'latest', PATH=path)
+    self.assert_one_line(result, 'disk too full: 100 MB free', 'needs 1900 MB')
+
+  def test_no_network_then_again(self, place):
+    result = self.run(place, 'latest')
+    self.assert_one_line(result, 'no network', 'latest.log')
+    # What failed is not taken for ready the next time.
+    self.assert_one_line(self.run(place, 'latest'), 'no network')
+
+  def test_ready_is_left_alone_until_the_pins_change(self, place):
+    venv = place / 'venvs' / 'latest'
+    (venv / 'bin').mkdir(parents=True)
+    (venv / 'bin' / 'python').symlink_to(sys.executable)
+    pins_file = place / 'requirements' / 'latest.txt'
+    checksum = subprocess.check_output(['sha256sum'], input=pins_file.read_bytes())
+    (venv / '.installed').write_bytes(checksum)
+    assert self.run(place, 'latest') == (0, '')
+    assert (venv / '.installed').exists()
+    pins_file.write_text('six==1.16.0\n')
+    self.assert_one_line(self.run(place, 'latest'), 'no network')
+    assert not (venv / '.installed').exists()
