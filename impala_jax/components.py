@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import jax
 
 from impala_jax import config as config_lib
-from impala_jax import learner, losses, optimizers, types, unroll_layout
+from impala_jax import (
+  config_validation,
+  learner,
+  losses,
+  optimizers,
+  types,
+  unroll_layout,
+)
 from impala_jax.agents import agent as agent_lib
 from impala_jax.environments import base, registry
 
@@ -37,7 +44,7 @@ class Components(NamedTuple):
 
   def make_learner(self) -> learner.Learner:
     """Raises `ConfigError` where batch and devices do not fit."""
-    config_lib.validate(self.config, jax.local_device_count())
+    config_validation.validate(self.config, jax.local_device_count())
     count = self.config.learner.num_devices or jax.local_device_count()
     return learner.Learner(
       self.agent,
@@ -81,7 +88,7 @@ def build(config: config_lib.Config, custom: Custom | None = None) -> Components
     config_lib.ConfigError: lists all impossible settings and unknown levels.
   """
   custom = custom or Custom()
-  config_lib.validate(config)
+  config_validation.validate(config)
   if custom.environment is None:
     registry.check_levels(config)
     spec = registry.environment_spec(config)

@@ -1,8 +1,8 @@
 """One configuration object: a notebook, a local run and a cluster run share it.
 
-Frozen dataclasses with `validate`, which reports every problem at once, and
-`override`, which takes `section.field=value` texts as flags give them. Named
-configurations live in `experiments/`.
+Frozen dataclasses, and `override`, which takes `section.field=value` texts as flags
+give them. `config_validation` says what is impossible. Named configurations live in
+`experiments/`.
 """
 
 import dataclasses
@@ -147,114 +147,6 @@ class Config:
   def queue_capacity(self) -> int:
     """Unrolls."""
     return self.transport.queue_batches * self.learner.batch_size
-
-
-def validate(config: Config, local_devices: int | None = None) -> None:
-  """Checks every field and how they fit together.
-
-  Args:
-    config: what to check.
-    local_devices: devices of the learner process where known.
-
-  Raises:
-    ConfigError: lists all problems, each with field, value and what is allowed.
-  """
-  problems: list[str] = []
-
-  def need(ok: bool, field: str, allowed: str) -> None:
-    if not ok:
-      value: Any = config
-      for part in field.split('.'):
-        value = getattr(value, part)
-      problems.append(f'{field} is {value!r}: {allowed}')
-
-  def one_of(field: str, allowed: Sequence[str]) -> None:
-    value: Any = config
-    for part in field.split('.'):
-      value = getattr(value, part)
-    need(value in allowed, field, 'must be one of ' + ', '.join(allowed))
-
-  one_of('network.torso', TORSOS)
-  one_of('network.dtype', DTYPES)
-  one_of('loss.correction', CORRECTIONS)
-  one_of('loss.reward_clipping', REWARD_CLIPPING)
-  one_of('loss.vtrace_method', VTRACE_METHODS)
-  one_of('optimizer.name', OPTIMIZERS)
-  one_of('optimizer.schedule', SCHEDULES)
-  one_of('transport.kind', TRANSPORTS)
-
-  need(len(config.environment.levels) > 0, 'environment.levels', 'at least one level')
-  for field in (
-      'environment.action_repeat', 'environment.max_episode_frames',
-      'network.hidden', 'network.frame_stack', 'actor.num_actors',
-      'actor.envs_per_actor', 'actor.unroll_length', 'actor.env_threads',
-      'learner.batch_size', 'learner.total_frames', 'learner.publish_interval',
-      'learner.keep_checkpoints', 'transport.queue_batches', 'evaluator.episodes',
-  ):  # fmt: skip
-    section, name = field.split('.')
-    need(getattr(getattr(config, section), name) >= 1, field, 'must be at least 1')
-  for field in (
-      'network.lstm', 'loss.baseline_cost', 'loss.entropy_cost', 'loss.rho_clip',
-      'loss.c_clip', 'loss.pg_rho_clip', 'loss.trace_lambda', 'optimizer.momentum',
-      'optimizer.max_grad_norm', 'actor.inference_batch', 'learner.num_devices',
-  ):  # fmt: skip
-    section, name = field.split('.')
-    need(getattr(getattr(config, section), name) >= 0, field, 'must not be negative')
-  for field in (
-      'optimizer.learning_rate', 'optimizer.epsilon', 'learner.metrics_interval',
-      'learner.checkpoint_interval', 'evaluator.interval',
-  ):  # fmt: skip
-    section, name = field.split('.')
-    need(getattr(getattr(config, section), name) > 0, field, 'must be positive')
-  for field in (
-      'environment.sticky_actions', 'loss.discount', 'optimizer.decay',
-      'optimizer.adam_b1', 'optimizer.adam_b2',
-  ):  # fmt: skip
-    section, name = field.split('.')
-    value = getattr(getattr(config, section), name)
-    need(0 <= value <= 1, field, 'must lie in [0, 1]')
-  need(config.environment.sticky_actions < 1, 'environment.sticky_actions',
-       'must be below 1, or no action would ever be taken')  # fmt: skip
-  need(0 <= config.seed < 2**31, 'seed', 'must lie in [0, 2^31)')
-
-  need(
-    config.loss.c_clip <= config.loss.rho_clip,
-    'loss.c_clip',
-    f'must not exceed loss.rho_clip ({config.loss.rho_clip})',
-  )
-  envs = config.actor.envs_per_actor
-  need(
-    config.actor.inference_batch <= envs,
-    'actor.inference_batch',
-    f'must not exceed actor.envs_per_actor ({envs})',
-  )
-  levels = len(config.environment.levels)
-  total_envs = envs * config.actor.num_actors
-  need(
-    levels <= total_envs,
-    'environment.levels',
-    f'{levels} levels need as many environments, but there are '
-    f'{config.actor.num_actors} actors x {envs} = {total_envs}',
-  )
-  devices = config.learner.num_devices or local_devices
-  if devices:
-    need(
-      config.learner.batch_size % devices == 0,
-      'learner.batch_size',
-      f'must be a multiple of the number of devices: {config.learner.batch_size} = '
-      f'{config.learner.batch_size // devices} x {devices} + '
-      f'{config.learner.batch_size % devices}',
-    )
-  if local_devices:
-    need(
-      config.learner.num_devices <= local_devices,
-      'learner.num_devices',
-      f'this machine has {local_devices}',
-    )
-  if problems:
-    raise ConfigError(
-      f'{len(problems)} impossible setting(s):\n  ' + '\n  '.join(problems)
-    )
 
 
 def override(config: Config, settings: Sequence[str]) -> Config:

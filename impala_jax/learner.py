@@ -74,8 +74,8 @@ def make_update(
     the new parameters in buffers of their own, so that they can be published
     while the next update donates the state. A batch whose loss or gradient is
     not finite leaves parameters and optimiser untouched and adds to `skipped`.
-    Metrics named `*_loss` are sums over the whole batch, others means over
-    devices.
+    Metrics named `*_loss` or `*_steps` are sums over the whole batch, others means
+    over devices.
   """
 
   def loss_of(
@@ -97,8 +97,8 @@ def make_update(
     if axis_name is not None:
       grads = jax.lax.psum(grads, axis_name)
       metrics = {
-        k: (jax.lax.psum if k.endswith('_loss') else jax.lax.pmean)(v, axis_name)
-        for k, v in metrics.items()
+        name: (jax.lax.psum if _is_sum(name) else jax.lax.pmean)(value, axis_name)
+        for name, value in metrics.items()
       }
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics['total_loss']) & jnp.isfinite(grad_norm)
@@ -199,6 +199,10 @@ class Learner:
   def snapshot(self, state: LearnerState) -> LearnerState:
     """A copy on the devices that outlives the donation of `state`."""
     return jax.tree.map(jnp.copy, state)
+
+
+def _is_sum(metric: str) -> bool:
+  return metric.endswith(('_loss', '_steps'))
 
 
 def to_host(tree: types.Nest) -> types.Nest:

@@ -13,6 +13,7 @@ from absl import app, flags
 
 from experiments import configs
 from impala_jax import config as config_lib
+from impala_jax import config_validation
 from impala_jax.environments import registry
 from launch import live_view, local, run_directory
 
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> int:
       config = config_lib.override(config, _settings())
     else:
       config = _configure()
-    config_lib.validate(config)
+    config_validation.validate(config)
     registry.check_levels(config)
     if _CHECK.value:
       # Late: it loads JAX, which this process can do without.

@@ -82,6 +82,20 @@ explain() {
   fail "pip failed: $(grep -v '^$' "$log" | tail -n 1); see $log"
 }
 
+show_progress() {
+  local line count=0
+  while read -r line; do
+    [ -t 1 ] || continue
+    case "$line" in
+      Collecting*)
+        count=$((count + 1))
+        printf '\rsetup: %s: fetched %d of %d ' "$set_name" "$count" "$total"
+        ;;
+      Installing*) printf '\nsetup: %s: installing\n' "$set_name" ;;
+    esac
+  done
+}
+
 mkdir -p "$venv_root" 2>/dev/null || fail "cannot make the folder $venv_root"
 # Two makes at once must not build into the same folder.
 exec 9>"$venv_root/$set_name.lock" || fail "cannot write under $venv_root"
@@ -100,11 +114,7 @@ echo "setup: $set_name: $total packages into $venv (some minutes; log: $log)"
 PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-30} PIP_RETRIES=${PIP_RETRIES:-3} \
   PIP_DISABLE_PIP_VERSION_CHECK=1 \
   "$venv/bin/python" -m pip install --no-deps --only-binary :all: \
-  --progress-bar off -r "$requirements" 2>&1 9>&- | tee -a "$log" |
-  awk -v total="$total" -v name="$set_name" -v tty="$([ -t 1 ] && echo 1)" '
-    tty && /^Collecting/ {printf "\rsetup: %s: %d of %d fetched ", name, ++n, total}
-    tty && /^Installing/ {printf "\nsetup: %s: installing\n", name}
-    tty {fflush()}'
+  --progress-bar off -r "$requirements" 2>&1 9>&- | tee -a "$log" | show_progress
 [ "${PIPESTATUS[0]}" -eq 0 ] || explain
 "$venv/bin/python" -c 'import flax, jax, optax' >>"$log" 2>&1 || explain
 echo "$checksum" >"$stamp" || fail "cannot write $stamp"

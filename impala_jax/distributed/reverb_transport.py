@@ -1,9 +1,8 @@
 """The transport between machines: a Reverb queue inside the learner's process.
 
-A row travels as one tensor: one append, one item. On the learner's side a thread
-moves rows from the queue into a `LocalTransport`, whose reader checks them. Reverb
-has neither authentication nor encryption and binds all interfaces: use it inside
-a private network.
+A row travels as one item of one tensor. On the learner's side a thread moves rows
+into a `LocalTransport`, whose reader checks them. Reverb has neither authentication
+nor encryption and binds all interfaces: use it inside a private network.
 """
 
 import atexit
@@ -30,11 +29,9 @@ _IDLE = 1.0
 _SLICE = 0.2
 # Seconds that a server gets to answer a question.
 _ANSWER = 2.0
+# The tables: one of rows of so many bytes, and one that fills when the learner closes.
+_TABLE = 'unrolls_{}'
 _CLOSING = 'closing'
-
-
-def _table_name(layout: unroll_layout.UnrollLayout) -> str:
-  return f'unrolls_{layout.nbytes}'
 
 
 class ReverbReader:
@@ -83,8 +80,9 @@ class ReverbReader:
     self._errors: Any = tf.errors
     self.port, self._port_lock = ports.reserve(port)
     self.address = f'localhost:{self.port}'
+    table_name = _TABLE.format(layout.nbytes)
     self._table = reverb.Table.queue(
-      _table_name(layout),
+      table_name,
       table_size,
       signature=tf.TensorSpec((layout.nbytes,), tf.uint8),
     )
@@ -97,19 +95,14 @@ class ReverbReader:
     )
     # Reverb insists on a place for checkpoints, which nobody asks it for.
     self._folder = tempfile.TemporaryDirectory(prefix='impala_jax-reverb-')
-    try:
-      self._server = reverb.Server(
-        [self._table, closing],
-        port=self.port,
-        checkpointer=reverb.checkpointers.DefaultCheckpointer(self._folder.name),
-      )
-    except RuntimeError as e:
-      self._folder.cleanup()
-      self._port_lock.close()
-      raise OSError(f'no Reverb server on port {self.port}: {e}') from e
+    self._server = reverb.Server(
+      [self._table, closing],
+      port=self.port,
+      checkpointer=reverb.checkpointers.DefaultCheckpointer(self._folder.name),
+    )
     self._dataset = reverb.TrajectoryDataset(
       f'localhost:{self.port}',
-      _table_name(layout),
+      table_name,
       dtypes=tf.uint8,
       shapes=tf.TensorShape([layout.nbytes]),
       max_in_flight_samples_per_worker=_IN_FLIGHT,
@@ -117,6 +110,7 @@ class ReverbReader:
       rate_limiter_timeout_ms=int(_IDLE * 1e3),
     )
     self._malformed = 0
+    self._failure: Exception | None = None
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._pump, name='reverb', daemon=True)
     self._thread.start()
@@ -124,8 +118,13 @@ class ReverbReader:
     atexit.register(self.close)
 
   def read(self, timeout: float) -> transport.Batch:
-    """See `transport.Reader`."""
-    return self._local.read(timeout)
+    """See `transport.Reader`; TransportError where Reverb itself failed."""
+    try:
+      return self._local.read(timeout)
+    except transport.Closed:
+      if self._failure is None:
+        raise
+      raise transport.TransportError('reading from Reverb failed') from self._failure
 
   def stats(self) -> transport.ReaderStats:
     """See `transport.Reader`."""
@@ -145,7 +144,7 @@ class ReverbReader:
     self._local.close()
     self._announce_close()
     self._thread.join(_IDLE + 4.0)
-    # It waits for open calls, about a second; the thread is for the worst case.
+    # About a second with open calls; the thread is for the worst case.
     stopper = threading.Thread(target=self._server.stop, daemon=True)
     stopper.start()
     stopper.join(10.0)
@@ -168,23 +167,20 @@ class ReverbReader:
       try:
         # Ends when the queue was empty for `_IDLE`; no unroll is lost by that.
         for sample in self._dataset.as_numpy_iterator():
-          self._hand_on(writer, sample.data)
+          # Until the learner has room or `close`.
+          writer.write(sample.data, threading.TIMEOUT_MAX)
           if self._closed.is_set():
             return
       except transport.Closed:
         return
-      except self._errors.OpError as e:
+      except self._errors.InvalidArgumentError as e:
         # An item that is not a row, from something that is no `ReverbWriter`.
         self._malformed += 1
         logging.warning('refused a malformed item: %s', str(e).splitlines()[0])
-        self._closed.wait(0.1)
-
-  def _hand_on(self, writer: local_transport.LocalWriter, row: np.ndarray) -> None:
-    while True:
-      try:
-        return writer.write(row, timeout=60.0)
-      except TimeoutError:
-        continue  # The learner is slow; `close` raises Closed here.
+      except Exception as e:
+        self._failure = e
+        self._local.close()
+        return
 
 
 class ReverbWriter:
@@ -258,7 +254,7 @@ class ReverbWriter:
       self._confirm(connection, deadline)
       if repeated:
         return
-    connection.send(_table_name(self._layout), row)
+    connection.send(_TABLE.format(self._layout.nbytes), row)
     self._pending = header
     self._confirm(connection, deadline)
 
@@ -266,7 +262,7 @@ class ReverbWriter:
     # A new client each time: an old one would wait out gRPC's back-off.
     connection = reverb_native.Connection(self._address)
     names = [t.name for t in connection.tables(self._connect_timeout)]
-    table = _table_name(self._layout)
+    table = _TABLE.format(self._layout.nbytes)
     if table not in names:
       raise ValueError(
         f'the learner at {self._address} has the queues {names}, not {table!r}: '

@@ -131,6 +131,18 @@ def test_items_that_are_no_rows_are_refused(make):
   assert (stats.corrupted, stats.received, stats.lost) == (3, 16, 0)
 
 
+def test_a_failure_of_reverb_reaches_the_learner(make):
+  link = make(8)
+
+  class Broken:
+    def as_numpy_iterator(self):
+      raise RuntimeError('broken')
+
+  link.reader._dataset = Broken()
+  with pytest.raises(transport.TransportError, match='reading from Reverb failed'):
+    link.reader.read(contract.LONG)
+
+
 def test_a_port_in_use_is_refused(make):
   link = make(8)
   with pytest.raises(OSError, match=f'port {link.reader.port} is in use'):

@@ -1,0 +1,97 @@
+"""Configuration: nothing unknown or impossible gets through, all said at once."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import configs
+from impala_jax import config as config_lib
+from impala_jax import config_validation
+
+
+def test_json_round_trip_of_every_named_configuration():
+  for name in configs.names():
+    config = configs.get(name)
+    assert config.name == name
+    text = json.dumps(config_lib.to_dict(config))
+    assert config_lib.from_dict(json.loads(text)) == config
+    config_validation.validate(config)
+
+
+def test_override_reads_every_kind_of_field():
+  config = config_lib.override(
+    config_lib.Config(),
+    ['learner.total_frames=2e6', 'environment.levels=pong, qbert', 'seed=7',
+     'evaluator.video=false', 'optimizer.learning_rate=1e-3', 'network.torso=deep'],
+  )  # fmt: skip
+  assert config.learner.total_frames == 2_000_000
+  assert config.environment.levels == ('pong', 'qbert')
+  assert config.seed == 7
+  assert config.evaluator.video is False
+  assert config.optimizer.learning_rate == 1e-3
+  assert config.network.torso == 'deep'
+
+
+def test_all_bad_settings_are_named_at_once():
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.override(
+      config_lib.Config(),
+      ['learner.batchsize=3', 'loss.discount=much', 'nonsense', 'actor=1', 'seed=1.5'],
+    )
+  text = str(error.value)
+  assert 'did you mean learner.batch_size' in text
+  assert "loss.discount='much': not a valid float" in text
+  assert "'nonsense': write section.field=value" in text
+  assert 'actor is a section' in text
+  assert "seed='1.5': not a valid int" in text
+
+
+def test_all_impossible_settings_are_named_at_once_with_the_arithmetic():
+  config = config_lib.override(
+    config_lib.Config(),
+    ['learner.batch_size=6', 'loss.discount=1.5', 'optimizer.name=sgd',
+     'loss.c_clip=2', 'actor.inference_batch=40', 'transport.queue_batches=0'],
+  )  # fmt: skip
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_validation.validate(config, local_devices=4)
+  text = str(error.value)
+  assert text.startswith('6 impossible setting(s)')
+  assert '6 = 1 x 4 + 2' in text
+  assert 'loss.discount is 1.5: must lie in [0, 1]' in text
+  assert "optimizer.name is 'sgd': must be one of rmsprop, adam" in text
+  assert 'loss.c_clip is 2.0: must not exceed loss.rho_clip (1.0)' in text
+  assert 'must not exceed actor.envs_per_actor (32)' in text
+  assert 'transport.queue_batches is 0: must be at least 1' in text
+
+
+def test_more_levels_than_environments_is_impossible():
+  config = config_lib.override(
+    config_lib.Config(), ['environment.levels=a,b,c', 'actor.envs_per_actor=2']
+  )
+  with pytest.raises(config_lib.ConfigError, match='1 actors x 2 = 2'):
+    config_validation.validate(config)
+
+
+def test_unknown_fields_of_a_saved_configuration_are_refused():
+  data = config_lib.to_dict(config_lib.Config())
+  data['loss']['gama'] = 1
+  with pytest.raises(config_lib.ConfigError, match=r'loss\.gama'):
+    config_lib.from_dict(data)
+
+
+def test_unknown_name_of_a_configuration_suggests_near_ones():
+  with pytest.raises(config_lib.ConfigError, match='did you mean .*pong'):
+    configs.get('pongg')
+
+
+def test_derived_numbers():
+  config = configs.get('paper_atari_shallow')
+  assert config.frames_per_update == 32 * 20 * 4
+  assert config.total_updates == 78_125
+  assert config.queue_capacity == 64
+
+
+def test_configurations_cannot_be_changed_in_place():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config_lib.Config().seed = 2  # type: ignore[misc]
