@@ -172,9 +172,11 @@ class LearnerLoop:
       prefetcher.close()
       while running:
         newest = self._finish(running.popleft())
+      self._watch.charge('update')
     if self._saver is not None:
       self._save()
       self._saver.wait()
+      self._watch.charge('checkpoint')
     self._record(newest)
 
   def _finish(self, item: tuple[Any, transport.Batch]) -> dict[str, jax.Array]:
@@ -214,7 +216,9 @@ class LearnerLoop:
       'updates': self.updates,
       'frames_per_second': rate,
       'agent_steps_per_second': rate / self._config.environment.action_repeat,
-      'learning_rate': optimizers.learning_rate_at(self._config, self.updates),
+      'learning_rate': optimizers.learning_rate_at(
+        self._config, self.updates - self._skipped
+      ),
       'policy_lag_mean': lag.mean(),
       'policy_lag_max': lag.max(),
       'queue_fill': fill,

@@ -63,19 +63,25 @@ def _draw_evaluations(axes: Any, evaluations: list[dict[str, Any]]) -> None:
 
 
 def _add_time_axis(axes: Any, records: list[dict[str, Any]]) -> None:
+  """Minutes of wall time above the frames at which they had passed."""
   frames = np.array([r['frames'] for r in records], dtype=float)
   minutes = np.array([r['wall_seconds'] for r in records], dtype=float) / 60
-  if len(records) < 2 or frames[-1] <= frames[0]:
+  if frames[-1] <= 0:
     return
-  twin = axes.secondary_xaxis(
-    'top',
-    functions=(
-      lambda x: np.interp(x, frames, minutes),
-      lambda t: np.interp(t, minutes, frames),
-    ),
-  )
+  step = _nice_step(minutes[-1] / 6)
+  marks = np.arange(step, minutes[-1] + step / 100, step)
+  places = np.interp(marks, minutes, frames)
+  twin = axes.twiny()
+  twin.set_xlim(axes.get_xlim())
+  twin.set_xticks(places, [f'{m:g}' for m in marks])
   twin.set_xlabel('minutes', fontsize=8)
   twin.tick_params(labelsize=7)
+
+
+def _nice_step(about: float) -> float:
+  """1, 2 or 5 times a power of ten, near `about`."""
+  power = 10.0 ** np.floor(np.log10(max(about, 1e-3)))
+  return float(min((power * k for k in (1, 2, 5, 10)), key=lambda s: abs(s - about)))
 
 
 def _title(run_dir: pathlib.Path, records: list[dict[str, Any]]) -> str:

@@ -85,12 +85,12 @@ def panel(
   grid.add_column(ratio=1)
   done = status['frames'] / status['total_frames']
   rate = status['frames_per_second']
-  left = (status['total_frames'] - status['frames']) / rate if rate else None
+  left = max(0.0, status['total_frames'] - status['frames']) / rate if rate else None
   bar = rich.table.Table.grid(padding=(0, 1))
   bar.add_row(
     rich.progress_bar.ProgressBar(total=1.0, completed=done, width=28),
     f'{status["frames"]:,} of {status["total_frames"]:,}  ({done:.0%})'
-    + (f'  about {_duration(left)} to go' if left is not None else ''),
+    + (f'  about {_duration(left)} to go' if left else ''),
   )
   grid.add_row('frames', bar)
   grid.add_row(

@@ -58,16 +58,19 @@ find_python() {
       "on Debian and Ubuntu run 'apt-get install python$found-venv'"
 }
 
+free_mb() {
+  df -Pm "$venv_root" | awk 'NR == 2 {print $4}'
+}
+
 check_disk() {
-  local free_mb
-  free_mb=$(df -Pm "$venv_root" | awk 'NR == 2 {print $4}')
-  [ "$free_mb" -ge "$need_mb" ] ||
-    fail "disk too full: $free_mb MB free under $venv_root, needs $need_mb MB"
+  [ "$(free_mb)" -ge "$need_mb" ] ||
+    fail "disk too full: $(free_mb) MB free under $venv_root, needs $need_mb MB"
 }
 
 explain() {
-  # The first cause found in pip's output; a full disk also makes other noise.
-  if grep -qiE 'No space left on device|Disk quota exceeded' "$log"; then
+  # A full disk first: it makes other noise, and may cut the log short.
+  if [ "$(free_mb)" -lt 20 ] ||
+    grep -qiE 'No space left on device|Disk quota exceeded' "$log"; then
     fail "disk full while installing (pip also uses ${TMPDIR:-/tmp}); see $log"
   elif grep -qE 'NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|ConnectionResetError|name resolution|Network is unreachable|Connection refused|Connection timed out' "$log"; then
     fail "no network: pip cannot reach the package index; see $log"
@@ -87,7 +90,7 @@ show_progress() {
   while read -r line; do
     [ -t 1 ] || continue
     case "$line" in
-      Collecting*)
+      Collecting* | Processing*)
         count=$((count + 1))
         printf '\rsetup: %s: fetched %d of %d ' "$set_name" "$count" "$total"
         ;;

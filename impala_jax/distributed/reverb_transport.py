@@ -40,10 +40,9 @@ class ReverbReader:
   Args:
     layout: of the rows.
     batch_size: rows in a batch.
-    capacity: rows that may wait, at least `batch_size`; a batch of them waits
-      unpacked, the others compressed in Reverb's table, which holds at least one.
-      up to three more may be under way between the two, and each blocked writer
-      parks one on the server.
+    capacity: rows that may wait, at least `batch_size`. One batch waits unpacked,
+      the rest in Reverb's table (at least one), up to three are on their way
+      between the two, and each blocked writer parks one on the server.
     port: TCP port of the server, 0 for any that is free.
 
   Attributes:
@@ -114,7 +113,7 @@ class ReverbReader:
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._pump, name='reverb', daemon=True)
     self._thread.start()
-    # A thread inside TensorFlow while the interpreter leaves would crash it.
+    # Else blocked writers would be told that their rows went in.
     atexit.register(self.close)
 
   def read(self, timeout: float) -> transport.Batch:

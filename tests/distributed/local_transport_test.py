@@ -54,6 +54,30 @@ def test_a_write_that_fails_half_way_is_refused_by_the_reader(monkeypatch):
   assert (stats.corrupted, stats.duplicated, stats.queued) == (1, 0, 0)
 
 
+def test_rows_move_after_a_refused_one_until_the_queue_runs_empty(monkeypatch):
+  queue = local_transport.LocalTransport(FORM, 4, 16)
+  writer = queue.writer()
+  copies = []
+  copy = np.copyto
+  monkeypatch.setattr(np, 'copyto', lambda *x: (copies.append(1), copy(*x)))
+
+  def moved(number):
+    """Rows moved while `number` batches are read."""
+    before = len(copies)
+    for _ in range(number):
+      queue.read(1.0).release()
+    return len(copies) - before
+
+  rows = [contract.row(FORM, i) for i in range(17)]
+  rows[1][-1] ^= 1
+  for row in rows[:13]:
+    writer.write(row, 1.0)
+  assert moved(3) == 3 + 4 + 4
+  for row in rows[13:]:
+    writer.write(row, 1.0)
+  assert moved(1) == 0
+
+
 @hypothesis.given(
   batch=st.integers(1, 4),
   extra=st.integers(0, 5),
