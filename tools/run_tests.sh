@@ -17,7 +17,9 @@ import platform
 import sys
 
 names = ('jax', 'flax', 'numpy', 'dm-reverb', 'tensorflow-cpu')
-present = {d.metadata['Name'].lower(): d.version for d in importlib.metadata.distributions()}
+present = {
+  d.metadata['Name'].lower(): d.version for d in importlib.metadata.distributions()
+}
 versions = ', '.join(f'{n} {present.get(n, "absent")}' for n in names)
 print(f'\n=== {sys.argv[1]}: Python {platform.python_version()}, {versions}')
 PYTHON

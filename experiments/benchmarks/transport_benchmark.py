@@ -3,9 +3,9 @@
   python -m experiments.benchmarks.transport_benchmark --transport both
 
 Each unroll is that of 100 steps of DeepMind Lab (101 frames of 72 x 96 x 3, 2.1 MB).
-Two contents: `smooth`, gradients that scroll with a 24 x 24 sprite of noise moving
-over them, compresses as rendered frames do or better; `noise`, random bytes, does
-not compress at all. Real frames lie between.
+Two synthetic contents: `smooth`, gradients that scroll with a 24 x 24 sprite of noise
+moving over them, which compresses well; `noise`, random bytes, which does not
+compress at all. How well real frames compress was not compared.
 
 Prints one JSON object. CPU times are those of the whole process divided by the
 unrolls: `read` holds the server and verifies checksums, `write` is a process of
