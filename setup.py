@@ -34,7 +34,7 @@ EXTRAS = {
     'pytest>=8',
     'pytest-timeout>=2.3',
     'ruff>=0.6',
-    'setuptools>=65.5',
+    'setuptools>=70.1',
   ],
 }
 # Everything that pip can install together.

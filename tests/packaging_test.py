@@ -86,7 +86,7 @@ def declared(metadata, extra=''):
 
 
 def test_metadata(metadata):
-  assert metadata.metadata['Name'] == 'impala_jax'
+  assert utils.canonicalize_name(metadata.metadata['Name']) == 'impala-jax'
   assert metadata.metadata['Requires-Python'] == '>=3.11'
   assert set(metadata.metadata.get_all('Provides-Extra')) == EXTRAS
   assert (metadata.read_text('top_level.txt') or '').split() == sorted(
