@@ -23,15 +23,19 @@ from impala_jax.config import (
 
 
 def small() -> Config:
-  """The default of `make train`: learns visibly in ten minutes on two cores."""
+  """The default of `make train`: learns visibly in ten minutes on two cores.
+
+  Small batches and Adam instead of the paper's: an update every 320 frames makes
+  more of few frames than RMSProp on batches of 2,560.
+  """
   return Config(
     name='small',
     environment=Environment(levels=('breakout',)),
     network=Network(torso='shallow', hidden=256),
-    loss=Loss(entropy_cost=0.01),
-    optimizer=Optimizer(learning_rate=6e-4),
-    actor=Actor(num_actors=1, envs_per_actor=32),
-    learner=Learner(batch_size=16, total_frames=2_000_000),
+    optimizer=Optimizer(name='adam', learning_rate=7e-4, epsilon=1e-5),
+    actor=Actor(num_actors=1, envs_per_actor=16),
+    learner=Learner(batch_size=4, total_frames=3_000_000),
+    transport=Transport(queue_batches=4),
   )
 
 
@@ -42,7 +46,7 @@ def pong() -> Config:
     base,
     name='pong',
     environment=Environment(levels=('pong',)),
-    learner=Learner(batch_size=16, total_frames=16_000_000),
+    learner=dataclasses.replace(base.learner, total_frames=16_000_000),
   )
 
 

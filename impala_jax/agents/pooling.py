@@ -5,6 +5,7 @@ the pooling were over a third of the time of the deep network's update.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -37,28 +38,48 @@ def max_pool_by_slices(x: types.Array) -> types.Array:
 
 
 def _forward(x):
-  largest, *others = _slices(x)
-  where = jnp.zeros(largest.shape, jnp.uint8)
-  for i, other in enumerate(others, 1):
-    where = jnp.where(other > largest, jnp.uint8(i), where)
-    largest = jnp.maximum(largest, other)
+  def pool(x):
+    largest, *others = _slices(x)
+    where = jnp.zeros(largest.shape, jnp.uint8)
+    for i, other in enumerate(others, 1):
+      where = jnp.where(other > largest, jnp.uint8(i), where)
+      largest = jnp.maximum(largest, other)
+    return largest, where
+
+  largest, where = jax.tree.map(_join, jax.lax.map(pool, _split(x)))
   # Only the sizes of the empty array matter: residuals must be arrays.
   return largest, (where, jnp.zeros((*x.shape[1:3], 0)))
 
 
 def _backward(residuals, gradient):
   where, sizes = residuals
-  # Without barriers the loops are fused with their neighbours and run many times.
-  gradient = jax.lax.optimization_barrier(gradient)
   height, width = sizes.shape[:2]
-  columns = [
-    _spread([jnp.where(where == 3 * i + j, gradient, 0) for i in range(3)], 1, height)
-    for j in range(3)
-  ]
-  return (jax.lax.optimization_barrier(_spread(columns, 2, width)),)
+
+  def unpool(chunk):
+    where, gradient = chunk
+    parts = [jnp.where(where == i, gradient, 0) for i in range(9)]
+    columns = [_spread(parts[j::3], 1, height) for j in range(3)]
+    return _spread(columns, 2, width)
+
+  return (_join(jax.lax.map(unpool, (_split(where), _split(gradient)))),)
 
 
 max_pool_by_slices.defvjp(_forward, _backward)
+
+
+def _split(x: types.Array) -> types.Array:
+  """[N, ...] -> [chunks, N / chunks, ...].
+
+  The loop over the chunks keeps XLA from fusing all of the pooling into its
+  neighbours, which would compute it again in each of them; and a chunk is more
+  likely to fit in the cache.
+  """
+  chunks = math.gcd(len(x), 8)
+  return x.reshape(chunks, len(x) // chunks, *x.shape[1:])
+
+
+def _join(x: types.Array) -> types.Array:
+  return x.reshape(-1, *x.shape[2:])
 
 
 def _padding(size: int) -> tuple[int, int]:

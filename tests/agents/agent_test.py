@@ -88,9 +88,9 @@ def mlp():
 
 def test_first_step_ignores_state_action_and_reward(full):
   spec, agent, params = full
-  first = np.zeros((2, _BATCH), bool)
+  first = np.zeros((_STEPS, _BATCH), bool)
   first[0] = True
-  timestep, last_action = agent_inputs.inputs(spec, 2, _BATCH, first=first)
+  timestep, last_action = agent_inputs.inputs(spec, _STEPS, _BATCH, first=first)
   clean = timestep._replace(reward=np.where(first, 0, timestep.reward))
   other_action = np.where(first, 0, last_action)
   start = agent.initial_state(_BATCH)
@@ -349,8 +349,8 @@ def test_torso_that_does_not_fit():
     agents.make_agent(network, _IMAGE)
 
 
-def test_gradients_of_all_parameters_are_finite_with_garbage_in_reset_steps(full):
-  spec, agent, params = full
+def test_gradients_are_finite_with_garbage_in_reset_steps():
+  spec, agent, params = _make('deep')
   first = np.zeros((3, _BATCH), bool)
   first[::2] = True
   timestep, action = agent_inputs.inputs(spec, 3, _BATCH, first=first)

@@ -69,7 +69,7 @@ def _slow(name, params, x):
 def _case(name, dtype=jnp.float32, shape=(40, 37, 2)):
   module = torsos.BY_NAME[name](hidden=24, dtype=dtype)
   x = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
-  variables = module.init(jax.random.key(1), x)
+  variables = jax.jit(module.init)(jax.random.key(1), x)
   # No bias may stay zero: it would hide.
   noise = np.random.default_rng(2)
   add = lambda p: p + 0.05 * noise.normal(size=p.shape).astype(np.float32)
@@ -79,22 +79,22 @@ def _case(name, dtype=jnp.float32, shape=(40, 37, 2)):
 @pytest.mark.parametrize('name', torsos.BY_NAME)
 def test_equals_the_formula(name):
   module, variables, x = _case(name)
-  got = module.apply(variables, x)
+  got = jax.jit(module.apply)(variables, x)
   want = _slow(name, variables['params'], x)
   assert got.shape == (2, 24)
   assert (want > 0).mean() > 0.2
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
   # Floats are taken as they are.
-  scaled = module.apply(variables, x.astype(np.float32) / 255)
+  scaled = jax.jit(module.apply)(variables, x.astype(np.float32) / 255)
   np.testing.assert_allclose(scaled, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', torsos.BY_NAME)
 def test_bfloat16(name):
   module, variables, x = _case(name, jnp.bfloat16)
-  got = module.apply(variables, x)
+  got = jax.jit(module.apply)(variables, x)
   assert got.dtype == jnp.bfloat16
-  for p in jax.tree.leaves(module.init(jax.random.key(0), x)):
+  for p in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), x)):
     assert p.dtype == np.float32
   want = _slow(name, variables['params'], x)
   np.testing.assert_allclose(got.astype(np.float32), want, atol=0.05 * want.max())
@@ -106,7 +106,8 @@ def test_every_name_of_the_configuration():
 
 @pytest.mark.parametrize(('name', 'smallest'), [('shallow', 20), ('nature', 36)])
 def test_smallest_image(name, smallest):
-  init = jax.jit(torsos.BY_NAME[name](4).init)
+  module = torsos.BY_NAME[name](4)
+  init = lambda *args: jax.eval_shape(module.init, *args)
   size = (1, smallest, smallest, 1)
   assert init(jax.random.key(0), np.zeros(size, np.uint8))
   with pytest.raises(ValueError, match=f'{name}.*at least {smallest}'):
