@@ -1,7 +1,7 @@
 """Max-pooling 3x3 with stride 2, with a gradient that XLA computes fast on CPU.
 
-XLA's own gradient of a pooling (select-and-scatter) is a scalar loop on CPU. It and
-the pooling were over a third of the time of the deep network's update.
+XLA's own gradient of a pooling (select-and-scatter) is slow on CPU. This one takes 18 %
+(JAX 0.7.1) to 36 % (0.10.2) off the time of the deep network's gradient on one core.
 """
 
 import functools
