@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from impala_jax import patience as patience_lib
 from impala_jax import types, unroll_layout
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import transport
@@ -30,10 +31,6 @@ class ParameterSource(Protocol):
     Raises:
       transport.TransportError: out of reach (after a bounded wait).
     """
-
-
-class Stopped(Exception):
-  """The run is ending; raised inside blocking loops."""
 
 
 class Actor:
@@ -83,6 +80,7 @@ class Actor:
     self._send_logits = send_logits
     self._should_stop = should_stop
     self._patience = patience
+    self._retry = patience_lib.Patience(f'actor {actor_id}', patience, should_stop).call
 
     count = environment.num_envs
     self._batch = inference_batch or count
@@ -119,7 +117,8 @@ class Actor:
 
     Raises:
       transport.TransportError: the learner stayed away for `patience` seconds.
-      TimeoutError: no environment became ready for `patience` seconds.
+      TimeoutError: no environment became ready for `patience` seconds, or the queue
+        stayed full for ten times as long.
     """
     goal = None if max_unrolls is None else self.unrolls_sent + max_unrolls
     try:
@@ -128,7 +127,7 @@ class Actor:
         self._environment.reset(self._seed + 1_000_003 * self._actor_id)
       while goal is None or self.unrolls_sent < goal:
         self.step()
-    except Stopped:
+    except patience_lib.Stopped:
       pass
 
   def step(self) -> None:
@@ -172,7 +171,7 @@ class Actor:
     deadline = time.monotonic() + self._patience
     while True:
       if self._should_stop():
-        raise Stopped
+        raise patience_lib.Stopped
       try:
         return self._environment.recv(timeout=1.0)
       except TimeoutError:
@@ -261,30 +260,6 @@ class Actor:
     # At most one fetch in the time of one unroll of every environment.
     self._fetch_after = self.agent_steps + self._length * self._environment.num_envs
     self.seconds['parameters'] += time.perf_counter() - before
-
-  def _retry(self, call: Callable[[], Any]) -> Any:
-    """Repeats `call` while the queue is full (for ever) or the learner away."""
-    deadline = None
-    pause = 0.1
-    while True:
-      if self._should_stop():
-        raise Stopped
-      try:
-        return call()
-      except TimeoutError:
-        deadline = None  # The learner is there, only slower than its actors.
-      except transport.Closed:
-        raise Stopped from None
-      except transport.TransportError as e:
-        now = time.monotonic()
-        deadline = deadline or now + self._patience
-        if now > deadline:
-          raise transport.TransportError(
-            f'actor {self._actor_id} has been without its learner for '
-            f'{self._patience:.0f} s: {e}'
-          ) from e
-        time.sleep(pause)
-        pause = min(2 * pause, 2.0)
 
 
 def _make_act(agent: agent_lib.Agent) -> Any:

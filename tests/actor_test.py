@@ -302,3 +302,17 @@ def test_a_full_queue_holds_the_actor_back_until_it_is_stopped():
   stop.set()
   thread.join(timeout=10)
   assert not thread.is_alive()
+
+
+def test_a_learner_that_takes_nothing_is_an_error_in_the_end():
+  environment = vector.SequentialVector(
+    [lambda: counting.CountingEnvironment(num_actions=_ACTIONS)]
+  )
+  layout = _layout(environment.spec, logits=False)
+  queue = local_transport.LocalTransport(layout, 2, 2)
+  actor = actor_lib.Actor(
+    _counting_agent(), environment, layout, queue.writer(), _Parameters(),
+    unroll_length=_T, actor_id=3, patience=0.1,
+  )  # fmt: skip
+  with pytest.raises(TimeoutError, match='actor 3: the queue has been full'):
+    actor.run()

@@ -81,7 +81,7 @@ def test_unknown_fields_of_a_saved_configuration_are_refused():
 
 
 def test_unknown_name_of_a_configuration_suggests_near_ones():
-  with pytest.raises(config_lib.ConfigError, match='did you mean .*pong'):
+  with pytest.raises(config_lib.ConfigError, match=r'did you mean .*pong'):
     configs.get('pongg')
 
 

@@ -23,9 +23,7 @@ def test_time_major_swaps_time_and_batch_only():
   assert swapped.action.shape == (5, 4)
   assert swapped.timestep.observation.shape == (6, 4, 3, 2)
   np.testing.assert_array_equal(swapped.action.T, batch.action)
-  jax.tree.map(
-    np.testing.assert_array_equal, swapped.agent_state, batch.agent_state
-  )
+  jax.tree.map(np.testing.assert_array_equal, swapped.agent_state, batch.agent_state)
 
 
 @pytest.mark.parametrize('devices', [2, 4])
@@ -78,9 +76,7 @@ def test_published_parameters_outlive_the_donated_state():
   expected = jax.tree.map(np.copy, learner_lib.to_host(params))
   for i in range(3):
     state, _, _ = learner.update(state, learner.put(synthetic.rows(i + 1)))
-  jax.tree.map(
-    np.testing.assert_array_equal, expected, learner_lib.to_host(params)
-  )
+  jax.tree.map(np.testing.assert_array_equal, expected, learner_lib.to_host(params))
 
 
 @pytest.mark.parametrize('devices', [1, 2])

@@ -1,0 +1,67 @@
+"""Waiting for a learner that is busy or away, with an end."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from impala_jax.distributed import transport
+
+_T = TypeVar('_T')
+# A full queue is normal, and a learner may compile for minutes: this many times the
+# seconds that it may be away.
+_FULL_FACTOR = 10
+
+
+class Stopped(Exception):
+  """The run is ending; raised inside blocking loops."""
+
+
+class Patience:
+  """Repeats calls to a learner.
+
+  Args:
+    who: whose call it is, for the error.
+    seconds: that the learner may be away; ten times as long may its queue be full.
+    should_stop: asked before every attempt.
+  """
+
+  def __init__(self, who: str, seconds: float, should_stop: Callable[[], bool]):
+    self._who = who
+    self._seconds = seconds
+    self._should_stop = should_stop
+
+  def call(self, attempt: Callable[[], _T]) -> _T:
+    """What `attempt` returns when it succeeds.
+
+    Raises:
+      Stopped: `should_stop`, or the transport was closed.
+      transport.TransportError: the learner stayed away.
+      TimeoutError: its queue stayed full.
+    """
+    absent_until = full_until = None
+    pause = 0.1
+    while True:
+      if self._should_stop():
+        raise Stopped
+      now = time.monotonic()
+      try:
+        return attempt()
+      except TimeoutError:
+        absent_until = None
+        full_until = full_until or now + _FULL_FACTOR * self._seconds
+        if now > full_until:
+          raise TimeoutError(
+            f'{self._who}: the queue has been full for '
+            f'{_FULL_FACTOR * self._seconds:.0f} s; the learner takes nothing'
+          ) from None
+      except transport.Closed:
+        raise Stopped from None
+      except transport.TransportError as e:
+        full_until = None
+        absent_until = absent_until or now + self._seconds
+        if now > absent_until:
+          raise transport.TransportError(
+            f'{self._who} has been without its learner for {self._seconds:.0f} s: {e}'
+          ) from e
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)
