@@ -39,7 +39,7 @@ def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
   axes.set_xlabel('frames (action repeats counted)')
   axes.set_ylabel('episode return (raw score)')
   axes.set_title(_title(run_dir, records), fontsize=10)
-  axes.xaxis.set_major_formatter(lambda x, _: _short(x))
+  axes.xaxis.set_major_formatter(lambda x, _: short(x))
   axes.set_xlim(left=0)
   axes.grid(alpha=0.3)
   axes.legend(loc='best', fontsize=8)
@@ -90,10 +90,11 @@ def _title(run_dir: pathlib.Path, records: list[dict[str, Any]]) -> str:
     return name
   last = records[-1]
   minutes = last['wall_seconds'] / 60
-  return f'{name}: {_short(last["frames"])} frames in {minutes:.1f} minutes'
+  return f'{name}: {short(last["frames"])} frames in {minutes:.1f} minutes'
 
 
-def _short(x: float) -> str:
+def short(x: float) -> str:
+  """A number as 12.3 k, 4 M."""
   for size, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
     if abs(x) >= size:
       return f'{x / size:.3g} {unit}'
