@@ -1,6 +1,6 @@
 """Learning curves of several runs in one picture.
 
-  python -m experiments.compare_runs --out docs/breakout.png --title 'Breakout' RUN_DIR …
+  python -m experiments.compare_runs --out curves.png --title Breakout RUN_DIR …
 
 Prints a line for each run: frames, minutes, agent steps a second, last returns.
 """
