@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 from packaging import requirements as pr
@@ -154,7 +155,8 @@ def test_latest_is_free_of_tensorflow():
 def test_this_environment_is_the_pinned_one():
   present = {
     utils.canonicalize_name(d.metadata['Name']): d.version
-    for d in importlib.metadata.distributions()
+    # By path: setuptools adds its vendored copies to sys.path when it is imported.
+    for d in importlib.metadata.distributions(path=[sysconfig.get_path('purelib')])
   }
   wanted = pins(pathlib.Path(sys.prefix).name)
   different = {
