@@ -33,7 +33,7 @@ def small() -> Config:
     environment=Environment(levels=('breakout',)),
     network=Network(torso='shallow', hidden=256),
     optimizer=Optimizer(name='adam', learning_rate=7e-4, epsilon=1e-5),
-    actor=Actor(num_actors=1, envs_per_actor=16),
+    actor=Actor(num_actors=1, envs_per_actor=16, env_threads=2),
     learner=Learner(batch_size=4, total_frames=3_000_000),
     transport=Transport(queue_batches=4),
   )
@@ -56,7 +56,7 @@ def catch() -> Config:
     name='catch',
     environment=Environment(suite='catch', levels=('catch',), action_repeat=1),
     network=Network(torso='mlp', hidden=64, frame_stack=1),
-    loss=Loss(entropy_cost=0.01),
+    loss=Loss(entropy_cost=0.003),
     optimizer=Optimizer(name='adam', learning_rate=2e-3, epsilon=1e-8),
     actor=Actor(envs_per_actor=16, unroll_length=9),
     learner=Learner(batch_size=16, total_frames=300_000, metrics_interval=0.5),
