@@ -38,7 +38,8 @@ def test_catch_is_learned_by_processes_over_reverb(tmp_path):
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   subprocess.run(
     [sys.executable, '-m', 'launch.run_atari', '--config=catch', '--view=plain',
-     '--transport=reverb', '--num_actors=2', '--set=evaluator.episodes=256', f'--run_dir={run_dir}'],
+     '--transport=reverb', '--num_actors=2', '--set=evaluator.episodes=256',
+     f'--run_dir={run_dir}'],
     env=environment, check=True, timeout=280,
   )  # fmt: skip
   last = json.loads((run_dir / 'metrics.jsonl').read_text().splitlines()[-1])
