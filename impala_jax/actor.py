@@ -45,7 +45,7 @@ class Actor:
     unroll_length: T.
     actor_id: unique among the actors of a run.
     incarnation: changes when an actor restarts, so that sequences begin anew.
-    seed: of the environments and of the sampling.
+    seed: of the environments and of the sampling; each actor needs its own.
     inference_batch: rows of a policy call; fewer are padded. 0: all environments.
     send_logits: the layout has behaviour logits.
     should_stop: asked at least every second; ends `run`.
@@ -92,7 +92,7 @@ class Actor:
     self._sequence = 0
     # One more row than environments: padding is read from and written to it.
     self._state = agent.initial_state(count + 1)
-    self._key = jax.random.fold_in(jax.random.key(seed), actor_id)
+    self._key = jax.random.key(seed)
     self._version = -1
     self._params: types.Nest = None
     self._fetch_after = 0
@@ -124,7 +124,7 @@ class Actor:
     try:
       if self._params is None:
         self._fetch()
-        self._environment.reset(self._seed + 1_000_003 * self._actor_id)
+        self._environment.reset(self._seed)
       while goal is None or self.unrolls_sent < goal:
         self.step()
     except patience_lib.Stopped:

@@ -16,7 +16,7 @@ from impala_jax import (
   unroll_layout,
 )
 from impala_jax.agents import agent as agent_lib
-from impala_jax.environments import base, registry
+from impala_jax.environments import base, registry, vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Components(NamedTuple):
     """The training environments of one actor."""
     if self.custom.environment is None:
       return registry.make_vector(self.config, actor_id)
-    return self._custom_vector(self.config.actor.envs_per_actor, actor_id)
+    return self._custom_vector(self.config.actor.envs_per_actor)
 
   def make_evaluation(self, level: str, episodes: int) -> base.VectorEnvironment:
     """`episodes` environments of one level, played as whole games."""
@@ -66,7 +66,7 @@ class Components(NamedTuple):
       return registry.make_vector(
         self.config, 0, evaluation=True, num_envs=episodes, level=level
       )
-    return self._custom_vector(episodes, -1)
+    return self._custom_vector(episodes)
 
   def make_scene(self, level: str) -> registry.Scene | None:
     """One filmed environment that plays whole games; None where none can be."""
@@ -74,9 +74,7 @@ class Components(NamedTuple):
       return registry.make_scene(self.config, level)
     return None
 
-  def _custom_vector(self, count: int, actor_id: int) -> base.VectorEnvironment:
-    from impala_jax.environments import vector
-
+  def _custom_vector(self, count: int) -> base.VectorEnvironment:
     assert self.custom.environment is not None
     return vector.SequentialVector([self.custom.environment] * count)
 
@@ -93,8 +91,6 @@ def build(config: config_lib.Config, custom: Custom | None = None) -> Components
     registry.check_levels(config)
     spec = registry.environment_spec(config)
   else:
-    from impala_jax.environments import vector
-
     probe = vector.SequentialVector([custom.environment])
     spec = probe.spec
     probe.close()

@@ -1,19 +1,13 @@
 """Creates a run directory, or opens one to go on from."""
 
 import datetime
-import importlib.metadata
 import json
 import pathlib
-import platform
 import subprocess
 import sys
 
 from impala_jax import config as config_lib
-from impala_jax import metrics
-
-_PACKAGES = (
-    'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'ale-py', 'dm-reverb', 'tensorflow-cpu'
-)  # fmt: skip
+from impala_jax import metrics, versions
 
 
 class RunDirectoryError(Exception):
@@ -82,20 +76,9 @@ def _write(run_dir: pathlib.Path, config: config_lib.Config, launches: int) -> N
       'launches': launches,
       'command': sys.argv,
       'git': _git_hash(),
-      'python': platform.python_version(),
-      'versions': _versions(),
+      'versions': versions.installed(),
     },
   )
-
-
-def _versions() -> dict[str, str]:
-  found = {}
-  for name in _PACKAGES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
 
 
 def _git_hash() -> str:

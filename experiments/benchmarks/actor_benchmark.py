@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.benchmarks import measure
 from impala_jax import actor as actor_lib
-from impala_jax import components, types
+from impala_jax import components, types, versions
 from impala_jax import config as config_lib
 from impala_jax.distributed import local_transport, transport
 
@@ -92,7 +92,7 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
     'agent_steps_per_second': measure.spread(rates, 0),
     'wall_share': {k: round(v / total, 3) for k, v in seconds.items()},
     'peak_rss_mb': round(measure.peak_rss_mb()),
-    'versions': measure.versions(),
+    'versions': versions.installed(),
   }
 
 

@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from experiments.benchmarks import measure
+from impala_jax import versions
 
 
 def main() -> int:
@@ -79,7 +80,7 @@ def _measure(args: argparse.Namespace, run_dir: pathlib.Path) -> dict[str, Any]:
     'peak_rss_mb': round(tree.peak_rss_mb),
     'pss_mb_by_process': memory,
     'bottleneck': status['bottleneck'],
-    'versions': measure.versions(),
+    'versions': versions.installed(),
   }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.benchmarks import measure
 from impala_jax import config as config_lib
 from impala_jax import learner as learner_lib
-from impala_jax import losses, optimizers, types, unroll_layout
+from impala_jax import losses, optimizers, types, unroll_layout, versions
 from impala_jax.agents import agent as agent_lib
 
 
@@ -63,7 +63,7 @@ def main() -> int:
     'first_update_seconds': round(compile_seconds, 1),
     'parameters': sum(x.size for x in jax.tree.leaves(learner.template().params)),
     'peak_rss_mb': round(measure.peak_rss_mb()),
-    'versions': measure.versions(),
+    'versions': versions.installed(),
   }
   print(json.dumps(result, indent=1))
   return 0

@@ -1,7 +1,5 @@
-"""What benchmarks measure with: CPU-seconds and memory of process trees, versions."""
+"""What benchmarks measure with: CPU-seconds and memory of process trees."""
 
-import importlib.metadata
-import platform
 import resource
 import statistics
 import threading
@@ -9,19 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
-
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'ale-py', 'dm-reverb', 'torch')
-
-
-def versions() -> dict[str, str]:
-  """Python, processor and the packages that matter, where installed."""
-  found = {'python': platform.python_version(), 'machine': platform.machine()}
-  for name in _PACKAGES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
 
 
 def peak_rss_mb() -> float:

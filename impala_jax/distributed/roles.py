@@ -17,6 +17,7 @@ from impala_jax import actor as actor_lib
 from impala_jax import checkpointing, components, evaluator, learner_loop, metrics
 from impala_jax.distributed import control as control_lib
 from impala_jax.distributed import transport
+from impala_jax.environments import registry
 
 _START_TIMEOUT = 180.0  # Seconds for a learner to come up.
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
@@ -128,7 +129,8 @@ def drive_actor(
   actor = actor_lib.Actor(
       parts.agent, environment, parts.layout, writer, source,
       unroll_length=config.actor.unroll_length, actor_id=index,
-      incarnation=incarnation, seed=config.seed + 7919 * incarnation,
+      incarnation=incarnation,
+      seed=registry.random_seed(config.seed, index, incarnation),
       inference_batch=config.actor.inference_batch,
       send_logits=config.actor.send_logits, should_stop=stop,
   )  # fmt: skip
