@@ -5,7 +5,7 @@ import platform
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'ale-py', 'dm-reverb', 'tensorflow-cpu',
-  'torch',
+  'xxhash', 'torch',
 )  # fmt: skip
 
 

@@ -15,10 +15,8 @@ is the actor's work and left out.
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +25,7 @@ import time
 
 import numpy as np
 
-from impala_jax import types, unroll_layout
+from impala_jax import types, unroll_layout, versions
 from impala_jax.distributed import local_transport, transport
 
 _HEIGHT, _WIDTH, _STEPS = 72, 96, 100
@@ -203,14 +201,6 @@ def _peak_rss_mb() -> float:
   raise RuntimeError('no VmHWM in /proc/self/status')
 
 
-def _versions() -> dict[str, str]:
-  versions = {'python': platform.python_version()}
-  for name in ('numpy', 'jax', 'xxhash', 'dm-reverb', 'tensorflow-cpu'):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[name] = importlib.metadata.version(name)
-  return versions
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
@@ -234,7 +224,7 @@ def main() -> None:
     'repeats': args.repeats,
     'batch': args.batch,
     'content': args.content,
-    'versions': _versions(),
+    'versions': versions.installed(),
   }
   # The local one first: peak memory of a process only grows.
   if args.transport != 'reverb':
