@@ -9,7 +9,7 @@ pace: whichever are ready are served together.
 import collections
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -100,7 +100,9 @@ class Actor:
 
     self.agent_steps = 0
     self.unrolls_sent = 0
+    self.unrolls_dropped = 0  # Unfinished, of engines that failed.
     self.episodes: collections.deque[base.EpisodeEnd] = collections.deque(maxlen=10_000)
+    self.failures: collections.deque[base.Failure] = collections.deque(maxlen=1_000)
     # Wall seconds by stage; `learner` is time that the queue or a missing
     # learner held the actor back.
     self.seconds = dict.fromkeys(
@@ -137,6 +139,8 @@ class Actor:
     ready = self._recv()
     t_environment = clock()
     ids = ready.env_ids
+    self.failures.extend(ready.failures)
+    self._drop(ready.restarted)
     self._write_timestep(ids, ready.timestep)
     full = ids[self._position[ids] == self._length]
     t_pack = clock()
@@ -188,6 +192,16 @@ class Actor:
       view[ids, position] = x
 
     jax.tree.map(write, self._views.timestep, timestep)
+
+  def _drop(self, restarted: Sequence[int]) -> None:
+    """Forgets the unfinished unrolls of environments whose engine was replaced.
+
+    Their last time steps are already sent where an unroll was whole, so what is lost
+    is less than one unroll each.
+    """
+    for env_id in restarted:
+      self.unrolls_dropped += int(self._position[env_id] > 0)
+      self._position[env_id] = 0
 
   def _send(self, full: np.ndarray) -> None:
     """Seals and sends complete rows, and makes their last step the next first."""

@@ -38,6 +38,17 @@ class Environment:
   sticky_actions: float = 0.0  # Atari: probability that an action is repeated.
   max_episode_frames: int = 108_000
   full_action_space: bool = False  # Atari: all 18 actions; always so for several games.
+  # Suites whose engines run in processes of their own (dmlab, doom):
+  action_set: str = 'default'  # Named by the suite.
+  frame_width: int = 96  # Pixels.
+  frame_height: int = 72
+  skip_unavailable_levels: bool = False  # Else a level that lacks its data is refused.
+  step_timeout: float = 60.0  # Seconds; an engine that takes longer is replaced.
+  reset_timeout: float = 300.0
+  engine_restarts: int = 5  # Of one environment within ten minutes; more end the actor.
+  level_cache: str = ''  # Directory of compiled maps; '' for the user's cache folder.
+  level_cache_gib: float = 10.0  # Its bound; 0 for no cache.
+  dataset_path: str = ''  # DeepMind Lab: the pictures of two psychlab levels.
 
 
 @dataclasses.dataclass(frozen=True)

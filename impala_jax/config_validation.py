@@ -43,6 +43,7 @@ def validate(config: config_lib.Config, local_devices: int | None = None) -> Non
   need(len(config.environment.levels) > 0, 'environment.levels', 'at least one level')
   for field in (
       'environment.action_repeat', 'environment.max_episode_frames',
+      'environment.frame_width', 'environment.frame_height',
       'network.hidden', 'network.frame_stack', 'actor.num_actors',
       'actor.envs_per_actor', 'actor.unroll_length', 'actor.env_threads',
       'learner.batch_size', 'learner.total_frames', 'learner.publish_interval',
@@ -54,12 +55,14 @@ def validate(config: config_lib.Config, local_devices: int | None = None) -> Non
       'network.lstm', 'loss.baseline_cost', 'loss.entropy_cost', 'loss.rho_clip',
       'loss.c_clip', 'loss.pg_rho_clip', 'loss.trace_lambda', 'optimizer.momentum',
       'optimizer.max_grad_norm', 'actor.inference_batch', 'learner.num_devices',
+      'environment.engine_restarts', 'environment.level_cache_gib',
   ):  # fmt: skip
     section, name = field.split('.')
     need(getattr(getattr(config, section), name) >= 0, field, 'must not be negative')
   for field in (
       'optimizer.learning_rate', 'optimizer.epsilon', 'learner.metrics_interval',
       'learner.checkpoint_interval', 'evaluator.interval',
+      'environment.step_timeout', 'environment.reset_timeout',
   ):  # fmt: skip
     section, name = field.split('.')
     need(getattr(getattr(config, section), name) > 0, field, 'must be positive')

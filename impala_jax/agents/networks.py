@@ -16,7 +16,7 @@ class ImpalaNetwork(nn.Module):
   """Policy and value of an observation that is an array or a dict.
 
   A dict holds 'frame' and, for `instructions`, 'instruction' (int32 [L], see
-  `instructions.hash_instruction`); other entries are ignored.
+  `environments.instruction_ids`); other entries are ignored.
 
   The recurrent state is a dict of what there is: 'frames' (see `frame_stack`) and
   'lstm' ((h, c), float32 [B, lstm] each); `()` where there is neither. It is reset

@@ -5,6 +5,7 @@ An actor drives a `VectorEnvironment`. Single environments (any
 `environments.vector.SequentialVector`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,15 +27,32 @@ class EpisodeEnd(NamedTuple):
   env_id: int = -1  # Which environment of the vector it was.
 
 
+class EngineError(RuntimeError):
+  """An environment's engine cannot be had; the text says which and why."""
+
+
+class Failure(NamedTuple):
+  """An engine that died, hung or refused, and is being replaced."""
+
+  env_id: int
+  task_id: int
+  cause: str  # For people: level, seed, and how it ended.
+
+
 class Ready(NamedTuple):
   """Environments that have a new time step and wait for an action.
 
   The arrays belong to the receiver: the environment does not write to them again.
+  An environment whose engine failed is missing until the new engine has its FIRST
+  step; its id is then in `restarted`, and whatever was collected of it since its
+  last whole unroll must not be learned from.
   """
 
   env_ids: np.ndarray  # int32 [K], distinct, each in [0, num_envs).
   timestep: types.TimeStep  # [K, ...]
   episodes: list[EpisodeEnd]  # Those that ended with these time steps.
+  restarted: Sequence[int] = ()  # Those of `env_ids` whose engine is a new one.
+  failures: Sequence[Failure] = ()  # Of engines, since the last `Ready`.
 
 
 class VectorEnvironment(Protocol):
@@ -60,6 +78,7 @@ class VectorEnvironment(Protocol):
 
     Raises:
       TimeoutError: nothing became ready within `timeout` seconds.
+      EngineError: an engine failed too often to be replaced once more.
     """
 
   def close(self) -> None:

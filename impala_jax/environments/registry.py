@@ -1,14 +1,14 @@
 """From a configuration to environments.
 
-A suite is a family of levels. Known are `atari`, `catch`, whatever was registered in
-this process, and `some_package.some_module:attribute`, which every process of a run
-can import by itself; the attribute is what `register` takes.
+A suite is a family of levels. Known are `atari`, `catch`, `dmlab`, `doom`, whatever
+was registered in this process, and `some_package.some_module:attribute`, which every
+process of a run can import by itself; the attribute is what `register` takes.
 """
 
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import dm_env
@@ -16,15 +16,7 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
-from impala_jax.environments import (
-  atari,
-  atari_games,
-  atari_video,
-  base,
-  catch,
-  specs,
-  vector,
-)
+from impala_jax.environments import base, catch, specs, vector
 
 
 class Scene(base.VectorEnvironment, Protocol):
@@ -45,6 +37,14 @@ class Suite(NamedTuple):
   problem: Callable[[str], str | None] | None = None
   # One environment of a task that plays whole games and is filmed, or None.
   scene: Callable[[config_lib.Config, int], Scene | None] | None = None
+  # Whether the suite can be run here as configured: the configuration with names of
+  # groups of levels written out, and with levels that lack their data left out if
+  # that was asked for. Raises ConfigError that says what is missing and how to get it.
+  resolve: Callable[[config_lib.Config], config_lib.Config] | None = None
+  # Mean return by level -> figures of the whole suite by name ('human_normalised',
+  # ...), in the order in which a person wants them. May need all levels of the suite:
+  # empty where some are missing.
+  scores: Callable[[Mapping[str, float]], dict[str, float]] | None = None
 
 
 # Makes one environment: `make(level, seed=...)`.
@@ -79,6 +79,7 @@ def make_vector(
   evaluation: bool = False,
   num_envs: int | None = None,
   level: str | None = None,
+  tasks: Sequence[int] | None = None,
 ) -> base.VectorEnvironment:
   """The environments of one actor, or of an evaluator.
 
@@ -92,6 +93,7 @@ def make_vector(
       returns all environments.
     num_envs: default `actor.envs_per_actor`.
     level: all environments play this one, which must be among the configured.
+    tasks: index of the level of each environment, instead of the two above.
 
   Raises:
     config.ConfigError: the suite or a level is unknown.
@@ -99,7 +101,9 @@ def make_vector(
   check_levels(config)
   count = config.actor.envs_per_actor if num_envs is None else num_envs
   levels = config.environment.levels
-  if level is not None:
+  if tasks is not None:
+    tasks = list(tasks)
+  elif level is not None:
     tasks = [_task(config, level)] * count
   else:
     start = actor_id * config.actor.envs_per_actor
@@ -137,6 +141,33 @@ def check_levels(config: config_lib.Config) -> None:
     raise config_lib.ConfigError('\n'.join(x for x in found if x))
 
 
+def resolve(config: config_lib.Config) -> config_lib.Config:
+  """The configuration as it can be run here; for launchers, before anything starts.
+
+  Groups of levels become their levels, and levels that lack their data are left out
+  where `environment.skip_unavailable_levels` says so.
+
+  Raises:
+    config.ConfigError: what is missing, and how to get it.
+  """
+  suite = _suite(config.environment.suite)
+  if suite.resolve is not None:
+    config = suite.resolve(config)
+  check_levels(config)
+  return config
+
+
+def scores(
+  config: config_lib.Config, mean_returns: Mapping[str, float]
+) -> dict[str, float]:
+  """Figures of the whole suite by name, from the mean return of each level.
+
+  Empty where the suite has none, or where it needs levels that are missing.
+  """
+  suite = _suite(config.environment.suite)
+  return {} if suite.scores is None else suite.scores(mean_returns)
+
+
 def random_seed(seed: int, actor_id: int, incarnation: int = 0) -> int:
   """In [0, 2^31): differs between actors, and each time that one restarts."""
   draw = np.random.SeedSequence([seed, actor_id, incarnation]).generate_state(1)
@@ -153,9 +184,10 @@ def _task(config: config_lib.Config, level: str) -> int:
 
 
 def _suite(name: str) -> Suite:
-  if name in _suites:
-    return _suites[name]
-  module, colon, attribute = name.partition(':')
+  known = _suites.get(name, name)
+  if isinstance(known, Suite):
+    return known
+  module, colon, attribute = known.partition(':')
   if colon:
     try:
       return _as_suite(getattr(importlib.import_module(module), attribute), None)
@@ -218,49 +250,10 @@ def _make(maker: EnvironmentMaker, level: str, *, seed: int) -> dm_env.Environme
   return maker(level, seed=seed)
 
 
-def _full_actions(config: config_lib.Config) -> bool:
-  settings = config.environment
-  return settings.full_action_space or len(settings.levels) > 1
-
-
-def _atari_settings(config: config_lib.Config) -> dict:
-  return {
-    'action_repeat': config.environment.action_repeat,
-    'sticky_actions': config.environment.sticky_actions,
-    'max_episode_frames': config.environment.max_episode_frames,
-    'full_action_space': _full_actions(config),
-  }
-
-
-def _atari_vector(
-  config: config_lib.Config, tasks: Sequence[int], evaluation: bool
-) -> base.VectorEnvironment:
-  batch = 0 if evaluation else config.actor.inference_batch
-  parts: list[base.VectorEnvironment] = []
-  distinct = sorted(set(tasks))
-  for task in distinct:
-    count = tasks.count(task)
-    part = atari.AtariVector(
-      config.environment.levels[task],
-      count,
-      task_id=task,
-      episodic_life=config.environment.episodic_life and not evaluation,
-      env_threads=max(1, config.actor.env_threads // len(distinct)),
-      inference_batch=batch if batch < count else 0,
-      **_atari_settings(config),
-    )
-    parts.append(part)
-  return parts[0] if len(parts) == 1 else vector.ConcatVector(parts, batch)
-
-
-_suites: dict[str, Suite] = {
-  'atari': Suite(
-    make=_atari_vector,
-    spec=lambda c: atari.spec(c.environment.levels[0], _full_actions(c)),
-    problem=atari_games.problem,
-    scene=lambda c, task: atari_video.AtariVideo(
-      c.environment.levels[task], task_id=task, **_atari_settings(c)
-    ),
-  )
+# Loaded when asked for: none of them is needed by a run of another.
+_suites: dict[str, Suite | str] = {
+  'atari': 'impala_jax.environments.atari_suite:SUITE',
+  'dmlab': 'impala_jax.environments.dmlab_suite:SUITE',
+  'doom': 'impala_jax.environments.doom_suite:SUITE',
 }
 register('catch', lambda level, seed: catch.Catch(seed=seed), ['catch'])

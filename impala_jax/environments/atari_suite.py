@@ -1,0 +1,58 @@
+"""The suite `atari`: games by name, in the native threads of ale-py."""
+
+from collections.abc import Sequence
+
+from impala_jax import config as config_lib
+from impala_jax.environments import (
+  atari,
+  atari_games,
+  atari_video,
+  base,
+  registry,
+  vector,
+)
+
+
+def _full_actions(config: config_lib.Config) -> bool:
+  settings = config.environment
+  return settings.full_action_space or len(settings.levels) > 1
+
+
+def _settings(config: config_lib.Config) -> dict:
+  return {
+    'action_repeat': config.environment.action_repeat,
+    'sticky_actions': config.environment.sticky_actions,
+    'max_episode_frames': config.environment.max_episode_frames,
+    'full_action_space': _full_actions(config),
+  }
+
+
+def _vector(
+  config: config_lib.Config, tasks: Sequence[int], evaluation: bool
+) -> base.VectorEnvironment:
+  batch = 0 if evaluation else config.actor.inference_batch
+  parts: list[base.VectorEnvironment] = []
+  distinct = sorted(set(tasks))
+  for task in distinct:
+    count = tasks.count(task)
+    part = atari.AtariVector(
+      config.environment.levels[task],
+      count,
+      task_id=task,
+      episodic_life=config.environment.episodic_life and not evaluation,
+      env_threads=max(1, config.actor.env_threads // len(distinct)),
+      inference_batch=batch if batch < count else 0,
+      **_settings(config),
+    )
+    parts.append(part)
+  return parts[0] if len(parts) == 1 else vector.ConcatVector(parts, batch)
+
+
+SUITE = registry.Suite(
+  make=_vector,
+  spec=lambda c: atari.spec(c.environment.levels[0], _full_actions(c)),
+  problem=atari_games.problem,
+  scene=lambda c, task: atari_video.AtariVideo(
+    c.environment.levels[task], task_id=task, **_settings(c)
+  ),
+)
