@@ -50,6 +50,7 @@ class Actor:
     send_logits: the layout has behaviour logits.
     should_stop: asked at least every second; ends `run`.
     patience: seconds without the learner after which the actor gives up.
+    environment_patience: seconds without any environment after which it does.
   """
 
   def __init__(
@@ -68,6 +69,7 @@ class Actor:
     send_logits: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     patience: float = 120.0,
+    environment_patience: float = 120.0,
   ):
     self._environment = environment
     self._layout = layout
@@ -79,7 +81,7 @@ class Actor:
     self._seed = seed
     self._send_logits = send_logits
     self._should_stop = should_stop
-    self._patience = patience
+    self._environment_patience = environment_patience
     self._retry = patience_lib.Patience(f'actor {actor_id}', patience, should_stop).call
 
     count = environment.num_envs
@@ -119,8 +121,9 @@ class Actor:
 
     Raises:
       transport.TransportError: the learner stayed away for `patience` seconds.
-      TimeoutError: no environment became ready for `patience` seconds, or the queue
-        stayed full for ten times as long.
+      TimeoutError: no environment became ready for `environment_patience` seconds,
+        or the queue stayed full for ten times `patience`.
+      environments.base.EngineError: an engine failed too often.
     """
     goal = None if max_unrolls is None else self.unrolls_sent + max_unrolls
     try:
@@ -172,7 +175,7 @@ class Actor:
     self.seconds['pack'] += t_pack - t_environment + clock() - t_inference
 
   def _recv(self) -> base.Ready:
-    deadline = time.monotonic() + self._patience
+    deadline = time.monotonic() + self._environment_patience
     while True:
       if self._should_stop():
         raise patience_lib.Stopped
@@ -182,7 +185,7 @@ class Actor:
         if time.monotonic() > deadline:
           raise TimeoutError(
             f'no environment of actor {self._actor_id} became ready in '
-            f'{self._patience:.0f} s'
+            f'{self._environment_patience:.0f} s'
           ) from None
 
   def _write_timestep(self, ids: np.ndarray, timestep: types.TimeStep) -> None:

@@ -268,7 +268,7 @@ def test_a_stuck_environment_is_an_error_not_a_hang(monkeypatch):
   queue = local_transport.LocalTransport(layout, 1, 1)
   actor = actor_lib.Actor(
     _counting_agent(), environment, layout, queue.writer(), _Parameters(),
-    unroll_length=_T, actor_id=3, patience=0.2,
+    unroll_length=_T, actor_id=3, environment_patience=0.2,
   )  # fmt: skip
 
   def stuck(timeout: float) -> None:

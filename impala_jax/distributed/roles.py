@@ -107,6 +107,7 @@ def drive_actor(
     return {
       'agent_steps': actor.agent_steps,
       'unrolls': actor.unrolls_sent,
+      'unrolls_dropped': actor.unrolls_dropped,
       'version': actor.version,
       **{f'seconds/{k}': v for k, v in actor.seconds.items()},
     }
@@ -118,6 +119,13 @@ def drive_actor(
       reporter.add({
           'kind': 'episode', 'task_id': episode.task_id,
           'return': episode.episode_return, 'length': episode.length,
+      })  # fmt: skip
+    while actor.failures:
+      failure = actor.failures.popleft()
+      logging.warning('environment %d: %s', failure.env_id, failure.cause)
+      reporter.add({
+          'kind': 'environment_failure', 'actor': index, 'env_id': failure.env_id,
+          'task_id': failure.task_id, 'cause': failure.cause,
       })  # fmt: skip
     try:
       told_to_stop = told_to_stop or not reporter.maybe_report(totals())
@@ -133,6 +141,7 @@ def drive_actor(
       seed=registry.random_seed(config.seed, index, incarnation),
       inference_batch=config.actor.inference_batch,
       send_logits=config.actor.send_logits, should_stop=stop,
+      environment_patience=_START_TIMEOUT + 2 * config.environment.reset_timeout,
   )  # fmt: skip
   try:
     actor.run()

@@ -254,11 +254,7 @@ class ConcatVector:
         continue
       self._in_flight[p] -= len(ready.env_ids)
       count += len(ready.env_ids)
-      ids = (ready.env_ids + self._offset[p]).astype(np.int32)
-      episodes = [
-        e._replace(env_id=e.env_id + int(self._offset[p])) for e in ready.episodes
-      ]
-      found.append(base.Ready(ids, ready.timestep, episodes))
+      found.append(_shifted(ready, int(self._offset[p])))
     if not found:
       raise TimeoutError(
         f'none of {self.num_envs} environments became ready, '
@@ -269,6 +265,16 @@ class ConcatVector:
   def close(self) -> None:
     for part in self._parts:
       part.close()
+
+
+def _shifted(ready: base.Ready, offset: int) -> base.Ready:
+  return base.Ready(
+    env_ids=(ready.env_ids + offset).astype(np.int32),
+    timestep=ready.timestep,
+    episodes=[e._replace(env_id=e.env_id + offset) for e in ready.episodes],
+    restarted=[i + offset for i in ready.restarted],
+    failures=[f._replace(env_id=f.env_id + offset) for f in ready.failures],
+  )
 
 
 def _join(found: Sequence[base.Ready]) -> base.Ready:
@@ -288,4 +294,6 @@ def _join(found: Sequence[base.Ready]) -> base.Ready:
       observation=joined,
     ),
     episodes=[e for r in found for e in r.episodes],
+    restarted=[i for r in found for i in r.restarted],
+    failures=[f for r in found for f in r.failures],
   )
