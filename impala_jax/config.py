@@ -48,6 +48,8 @@ class Environment:
   engine_restarts: int = 5  # Of one environment within ten minutes; more end the actor.
   level_cache: str = ''  # Directory of compiled maps; '' for the user's cache folder.
   level_cache_gib: float = 10.0  # Its bound; 0 for no cache.
+  episode_seeds: int = 0  # DeepMind Lab: training episodes draw from so many seeds,
+  # so that maps repeat and the level cache hits; 0 for all 2^31.
   dataset_path: str = ''  # DeepMind Lab: the pictures of two psychlab levels.
 
 
@@ -116,6 +118,7 @@ class Learner:
 class Transport:
   kind: str = 'reverb'
   queue_batches: int = 2  # Capacity of the queue, in batches.
+  open_port: bool = False  # Go on where the queue's port cannot be kept to loopback.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,7 @@ class Evaluator:
   enabled: bool = True
   interval: float = 60.0  # Seconds between evaluations, their own time excluded.
   episodes: int = 5  # Per level and evaluation.
+  processes: int = 5  # Environments at a time; in dmlab and doom so many processes.
   video: bool = True  # Of the last evaluation.
   greedy: bool = False  # Take the likeliest action instead of sampling.
 

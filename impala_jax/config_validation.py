@@ -48,6 +48,7 @@ def validate(config: config_lib.Config, local_devices: int | None = None) -> Non
       'actor.envs_per_actor', 'actor.unroll_length', 'actor.env_threads',
       'learner.batch_size', 'learner.total_frames', 'learner.publish_interval',
       'learner.keep_checkpoints', 'transport.queue_batches', 'evaluator.episodes',
+      'evaluator.processes',
   ):  # fmt: skip
     section, name = field.split('.')
     need(getattr(getattr(config, section), name) >= 1, field, 'must be at least 1')
@@ -56,6 +57,7 @@ def validate(config: config_lib.Config, local_devices: int | None = None) -> Non
       'loss.c_clip', 'loss.pg_rho_clip', 'loss.trace_lambda', 'optimizer.momentum',
       'optimizer.max_grad_norm', 'actor.inference_batch', 'learner.num_devices',
       'environment.engine_restarts', 'environment.level_cache_gib',
+      'environment.episode_seeds',
   ):  # fmt: skip
     section, name = field.split('.')
     need(getattr(getattr(config, section), name) >= 0, field, 'must not be negative')
@@ -76,6 +78,8 @@ def validate(config: config_lib.Config, local_devices: int | None = None) -> Non
   need(config.environment.sticky_actions < 1, 'environment.sticky_actions',
        'must be below 1, or no action would ever be taken')  # fmt: skip
   need(0 <= config.seed < 2**31, 'seed', 'must lie in [0, 2^31)')
+  need(config.environment.episode_seeds <= 2**31, 'environment.episode_seeds',
+       'must be at most 2^31')  # fmt: skip
 
   need(
     config.loss.c_clip <= config.loss.rho_clip,
