@@ -1,138 +1,74 @@
-"""Plays whole games with given parameters and measures their returns."""
+"""Evaluations of a run: whole games with given parameters, and what is kept of them."""
 
 import json
 import logging
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from impala_jax import checkpointing, components, plotting, types
+from impala_jax import (
+  checkpointing,
+  components,
+  metrics,
+  playing,
+  plotting,
+  types,
+  video,
+)
 from impala_jax.agents import agent as agent_lib
 from impala_jax.environments import base
 
-_VIDEO_STEPS = 2_700  # Three minutes of play at 15 agent steps a second.
+play = playing.play  # Part of this module's interface.
 
 
-def play(
-  agent: agent_lib.Agent,
-  params: types.Nest,
-  environment: base.VectorEnvironment,
-  *,
-  seed: int,
-  greedy: bool = False,
-  should_stop: Callable[[], bool] = lambda: False,
-  on_step: Callable[[], None] = lambda: None,
-  max_steps: int | None = None,
-) -> list[base.EpisodeEnd]:
-  """The first episode of each environment.
+class Policy(NamedTuple):
+  """Parameters out of a checkpoint."""
 
-  One episode an environment: taking whichever ends first would favour short ones.
+  params: types.Nest  # NumPy leaves.
+  metadata: dict[str, Any]  # Of the checkpoint: `updates`, `frames`, `config`, ...
+  path: pathlib.Path
 
-  Args:
-    agent: the policy.
-    params: of the policy.
-    environment: closed by the caller.
-    seed: of environments and sampling.
-    greedy: take the likeliest action instead of sampling one.
-    should_stop: ends the play early.
-    on_step: called after each policy call.
-    max_steps: policy calls after which the play ends.
 
-  Returns:
-    The episodes that ended; fewer than environments only where stopped early.
+def read_policy(path: pathlib.Path) -> Policy:
+  """The parameters in one file.
+
+  Raises:
+    checkpointing.CheckpointError: it is not a sound checkpoint; says why.
   """
-  count = environment.num_envs
-  state = agent.initial_state(count)
-  key = jax.random.key(seed)
-  last_action = np.zeros(count, np.int32)
-  waiting = np.ones(count, bool)  # Whose first episode goes on.
-  episodes: list[base.EpisodeEnd] = []
-  step = _policy(agent, greedy)
-  environment.reset(seed)
-  steps = 0
-  while (
-    waiting.any() and not should_stop() and (max_steps is None or steps < max_steps)
-  ):
-    ready = environment.recv(timeout=60.0)
-    ids = ready.env_ids
-    # Every environment answers every step here, so ids is a permutation.
-    order = np.argsort(ids)
-    timestep = jax.tree.map(lambda x, order=order: x[order], ready.timestep)
-    for episode in ready.episodes:
-      if waiting[episode.env_id]:
-        waiting[episode.env_id] = False
-        episodes.append(episode)
-    key, sub = jax.random.split(key)
-    action, state = step(params, sub, timestep, last_action, state)
-    last_action = np.asarray(action)
-    environment.send(np.arange(count, dtype=np.int32), last_action)
-    steps += 1
-    on_step()
-  return episodes
+  data = checkpointing.read(path)
+  return Policy(data['state']['params'], data['metadata'], path)
 
 
-class VideoWriter:
-  """Writes frames as MP4, magnified to be looked at; aside, then renamed.
-
-  Args:
-    path: of the file.
-    fps: frames a second.
-  """
-
-  def __init__(self, path: pathlib.Path, fps: float):
-    self._path = path
-    self._aside = path.with_name(f'.aside-{path.name}')
-    self._fps = fps
-    self._writer: Any = None
-
-  def add(self, frame: np.ndarray | None) -> None:
-    """Appends uint8 [H, W, 3]; None is left out."""
-    if frame is None:
-      return
-    if self._writer is None:
-      import imageio_ffmpeg
-
-      height, width = frame.shape[:2]
-      factor = max(1, round(480 / height))
-      self._writer = imageio_ffmpeg.write_frames(
-        str(self._aside), (width, height), fps=self._fps, macro_block_size=1,
-        output_params=[
-          '-vf', f'scale={2 * (factor * width // 2)}:{2 * (factor * height // 2)}'
-          ':flags=neighbor',
-        ],
-        ffmpeg_log_level='error',
-      )  # fmt: skip
-      self._writer.send(None)
-    self._writer.send(np.ascontiguousarray(frame))
-
-  def close(self) -> bool:
-    """Finishes the file; False where there was no frame."""
-    if self._writer is None:
-      return False
-    self._writer.close()
-    self._aside.replace(self._path)
-    return True
+def newest_policy(directory: pathlib.Path) -> Policy | None:
+  """That of the newest sound checkpoint; damaged ones are skipped with a warning."""
+  for path in reversed(checkpointing.paths(directory)):
+    try:
+      return read_policy(path)
+    except checkpointing.CheckpointError as e:
+      logging.warning('skipped: %s', e)
+  return None
 
 
-def _policy(agent: agent_lib.Agent, greedy: bool) -> Any:
-  choose = agent.greedy_step if greedy else agent.step
-
-  @jax.jit
-  def step(
-    params: types.Nest,
-    key: jax.Array,
-    timestep: types.TimeStep,
-    last_action: jax.Array,
-    state: types.Nest,
-  ) -> Any:
-    out = choose(params, key, timestep, last_action, state)
-    return out.action, out.state
-
-  return step
+def check_policy(agent: agent_lib.Agent, policy: Policy) -> None:
+  """Raises CheckpointError where the parameters are not those of `agent`'s network."""
+  describe = lambda tree: {
+    jax.tree_util.keystr(name): (tuple(x.shape), str(x.dtype))
+    for name, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  want = describe(jax.eval_shape(agent.init, jax.random.key(0)))
+  found = describe(policy.params)
+  differing = sorted(k for k in want.keys() | found if want.get(k) != found.get(k))
+  if differing:
+    name = differing[0]
+    raise checkpointing.CheckpointError(
+      f'{policy.path} is of another network: {name} is '
+      f'{found.get(name, "missing")}, this configuration needs '
+      f'{want.get(name, "none")}'
+    )
 
 
 class Session:
@@ -152,22 +88,22 @@ class Session:
   def evaluate(
     self, version: int, params: types.Nest, should_stop: Callable[[], bool]
   ) -> dict[str, Any] | None:
-    """Plays all levels; an `evaluation` event, or None if stopped before the end."""
-    config = self._config.evaluator
-    returns: dict[str, list[float]] = {}
-    for task_id, level in enumerate(self._config.environment.levels):
-      environment = self._parts.make_evaluation(level, config.episodes)
-      try:
-        episodes = play(
-            self._parts.agent, params, environment,
-            seed=self._config.seed + 104_729 * (version + 1) + task_id,
-            greedy=config.greedy, should_stop=should_stop,
-        )  # fmt: skip
-      finally:
-        environment.close()
-      if len(episodes) < config.episodes:
-        return None
-      returns[level] = [e.episode_return for e in episodes]
+    """Plays all levels; an `evaluation` event.
+
+    Levels that could not be played are in its `failed`, with the reason, and missing
+    in its means. None if stopped before the end, or if no level could be played.
+    """
+    config, levels = self._config.evaluator, self._config.environment.levels
+    results = playing.play_levels(
+        self._parts, params, range(len(levels)), config.episodes,
+        processes=config.processes, seed=self._config.seed + 104_729 * (version + 1),
+        greedy=config.greedy, should_stop=should_stop,
+    )  # fmt: skip
+    failed = {levels[r.task_id]: r.error for r in results if r.error}
+    played = [r for r in results if r.complete]
+    if len(played) + len(failed) < len(results) or not played:
+      return None
+    returns = {levels[r.task_id]: r.returns for r in played}
     means = {level: float(np.mean(r)) for level, r in returns.items()}
     event = {
       'kind': 'evaluation',
@@ -176,7 +112,9 @@ class Session:
       'frames': int(version) * self._config.frames_per_update,
       'mean': float(np.mean(list(means.values()))),
       'means': means,
+      'scores': metrics.suite_scores(self._config, means),
       'returns': returns,
+      'failed': failed,
     }
     with open(self._run_dir / 'evaluations.jsonl', 'a') as f:
       f.write(json.dumps(event) + '\n')
@@ -184,37 +122,29 @@ class Session:
 
   def finish(self, should_stop: Callable[[], bool]) -> None:
     """Evaluates the newest checkpoint and writes videos and the learning curve."""
-    found = checkpointing.paths(self._run_dir / 'checkpoints')
-    if found:
-      data = checkpointing.read(found[-1])
-      params = data['state']['params']
-      logging.info('last evaluation of %s', found[-1])
-      self.evaluate(data['metadata']['updates'], params, should_stop)
+    policy = newest_policy(self._run_dir / 'checkpoints')
+    if policy is not None:
+      logging.info('last evaluation of %s', policy.path)
+      self.evaluate(policy.metadata['updates'], policy.params, should_stop)
       if self._config.evaluator.video:
         for level in self._config.environment.levels:
           if not should_stop():
-            self.video(level, params, should_stop)
+            self.video(level, policy.params, should_stop)
     plotting.learning_curve(self._run_dir)
+    plotting.level_curves(self._run_dir)
 
   def video(
     self, level: str, params: types.Nest, should_stop: Callable[[], bool]
   ) -> pathlib.Path | None:
-    """Films one episode; None where the suite has no pictures for people."""
-    scene = self._parts.make_scene(level)
-    if scene is None:
-      return None
-    path = self._run_dir / f'evaluation_{level}.mp4'
-    video = VideoWriter(path, 60.0 / self._config.environment.action_repeat)
+    """Films one episode; None where the suite has no pictures, or its engine fails."""
     try:
-      play(
-        self._parts.agent, params, scene, seed=self._config.seed + 31,
-        greedy=self._config.evaluator.greedy, should_stop=should_stop,
-        on_step=lambda: video.add(scene.frame()), max_steps=_VIDEO_STEPS,
+      path = video.film(
+          self._parts, params, level, self._run_dir, seed=self._config.seed + 31,
+          greedy=self._config.evaluator.greedy, should_stop=should_stop,
       )  # fmt: skip
-    finally:
-      scene.close()
-      written = video.close()
-    if not written:
+    except (base.EngineError, TimeoutError) as e:
+      logging.warning('%s could not be filmed: %s', level, e)
       return None
-    logging.info('wrote %s', path)
+    if path is not None:
+      logging.info('wrote %s', path)
     return path

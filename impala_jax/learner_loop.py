@@ -229,6 +229,7 @@ class LearnerLoop:
       'parameter_fetches': self._control.fetches,
       'episodes': self._episodes_before + self._episodes.count,
       **self._episodes.summary(),
+      **_prefixed('score/', metrics.suite_scores(self._config, self._episodes.means())),
       **self._evaluation,
       **{k: np.asarray(v.addressable_shards[0].data)[0] for k, v in figures.items()},
       **{f'learner_time/{k}': v for k, v in shares.items()},
@@ -259,10 +260,12 @@ class LearnerLoop:
       if event['kind'] == 'episode':
         self._episodes.add(event['task_id'], event['return'], event['length'])
       elif event['kind'] == 'evaluation':
-        self._evaluation['evaluation_return'] = event['mean']
+        self._evaluation = {
+          'evaluation_return': event['mean'],
+          **_prefixed('evaluation_score/', event['scores']),
+        }
         if len(self._config.environment.levels) > 1:
-          for level, mean in event['means'].items():
-            self._evaluation[f'evaluation_return/{level}'] = mean
+          self._evaluation |= _prefixed('evaluation_return/', event['means'])
 
   def _actor_shares(self) -> dict[str, float]:
     """Fractions of the actors' time by stage since the last record."""
@@ -274,3 +277,7 @@ class LearnerLoop:
       self._actor_seconds = total
       self._actor_share = {s: v / whole for s, v in delta.items()}
     return self._actor_share
+
+
+def _prefixed(prefix: str, figures: dict[str, float]) -> dict[str, float]:
+  return {prefix + name: value for name, value in figures.items()}

@@ -6,10 +6,13 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from impala_jax import config as config_lib
+from impala_jax.environments import registry
 
 
 def write_json(path: pathlib.Path, data: Any) -> None:
@@ -66,7 +69,13 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class EpisodeLog:
-  """Returns of finished episodes by level, over a sliding window."""
+  """Returns of finished episodes by level, over a sliding window.
+
+  Args:
+    levels: of the run.
+    window: the newest so many episodes of each level count, however often others
+      end: scores of suites are means over levels of such means.
+  """
 
   def __init__(self, levels: Sequence[str], window: int = 100):
     self._levels = tuple(levels)
@@ -79,6 +88,14 @@ class EpisodeLog:
     self._recent[task_id].append((episode_return, length))
     self.count += 1
 
+  def means(self) -> dict[str, float]:
+    """Mean return over the window, of each level with an episode that ended."""
+    return {
+      level: float(np.mean([r for r, _ in recent]))
+      for level, recent in zip(self._levels, self._recent, strict=True)
+      if recent
+    }
+
   def summary(self) -> dict[str, float]:
     """Mean return and length (agent steps) over the window; by level if several."""
     means = [np.mean(r, axis=0) for r in self._recent if r]
@@ -89,10 +106,18 @@ class EpisodeLog:
       'episode_length': float(np.mean([m[1] for m in means])),
     }
     if len(self._levels) > 1:
-      for level, recent in zip(self._levels, self._recent, strict=True):
-        if recent:
-          out[f'episode_return/{level}'] = float(np.mean([r for r, _ in recent]))
+      out |= {f'episode_return/{level}': mean for level, mean in self.means().items()}
     return out
+
+
+def suite_scores(
+  config: config_lib.Config, mean_returns: Mapping[str, float]
+) -> dict[str, float]:
+  """Figures of the whole suite; empty where it has none, or for one's own levels."""
+  try:
+    return registry.scores(config, mean_returns)
+  except config_lib.ConfigError:  # An environment that was handed over, not named.
+    return {}
 
 
 class Stopwatch:

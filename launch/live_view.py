@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import rich.columns
 import rich.console
 import rich.live
 import rich.panel
@@ -43,8 +44,7 @@ class _Plain:
   """A line now and then, for logs."""
 
   def __init__(self, config: config_lib.Config, run_dir: pathlib.Path):
-    levels = ', '.join(config.environment.levels)
-    print(f'{config.name}: {levels}; run directory {run_dir}', flush=True)
+    print(f'{config.name}: {_levels(config)}; run directory {run_dir}', flush=True)
     self._next = 0.0
     self._phase = 'running'
 
@@ -61,6 +61,7 @@ class _Plain:
       f'{status["frames_per_second"]:7,.0f} frames/s  '
       f'return {_number(status.get("episode_return"), 1)}  '
       f'evaluation {_number(status.get("evaluation_return"), 1)}  '
+      f'{_scores_in_words(status)}'
       f'lag {status["policy_lag_mean"]:.1f}  '
       f'queue {status["queue_fill"]:.0%}  bottleneck: {status["bottleneck"]}',
       flush=True,
@@ -75,8 +76,7 @@ def panel(
   history: list[float],
 ) -> rich.panel.Panel:
   """The whole screen. `history` collects returns for the small curve."""
-  levels = ', '.join(config.environment.levels)
-  title = f'[bold]impala_jax[/bold]  {config.name}: {levels}'
+  title = f'[bold]impala_jax[/bold]  {config.name}: {_levels(config)}'
   if not status:
     waiting = rich.text.Text(f'{phase}: starting learner, actors and evaluator …')
     return rich.panel.Panel(waiting, title=title, subtitle=str(run_dir))
@@ -109,7 +109,7 @@ def panel(
     f'[bold green]{_number(status.get("evaluation_return"))}[/bold green] in '
     f'evaluation   {_sparkline(history)}',
   )
-  _add_levels(grid, status)
+  _add_scores(grid, status)
   grid.add_row(
     'losses',
     f'policy {_number(status.get("policy_loss"))}  '
@@ -127,6 +127,7 @@ def panel(
   grid.add_row('learner time', _shares(status, 'learner_time/'))
   grid.add_row('actor time', _shares(status, 'actor_time/'))
   grid.add_row('bottleneck', f'[yellow]{status["bottleneck"]}[/yellow]')
+  _add_levels(grid, status)  # Last: many of them may not fit on the screen.
   return rich.panel.Panel(grid, title=title, subtitle=f'{phase} · {run_dir}')
 
 
@@ -145,6 +146,7 @@ def print_ending(run_dir: pathlib.Path, code: int) -> None:
     'metrics.jsonl': 'metrics (also for TensorBoard, in tensorboard/)',
     'checkpoints': 'checkpoints; go on with --resume --run_dir',
     'learning_curve.png': 'learning curve',
+    'level_curves.png': 'learning curve of each level',
     'logs': 'logs of every process',
   }
   found = [(name, text) for name, text in kinds.items() if (run_dir / name).exists()]
@@ -154,12 +156,45 @@ def print_ending(run_dir: pathlib.Path, code: int) -> None:
     print(f'  {name:<28} {text}')
 
 
+def _levels(config: config_lib.Config) -> str:
+  names = config.environment.levels
+  if len(names) > 4:
+    return f'{", ".join(names[:2])} and {len(names) - 2} more levels'
+  return ', '.join(names)
+
+
+def _add_scores(grid: rich.table.Table, status: dict[str, Any]) -> None:
+  """One line of the suite's figures, in training and in evaluation."""
+  words = []
+  for prefix, where in (('score/', 'training'), ('evaluation_score/', 'evaluation')):
+    found = _starting_with(status, prefix)
+    if found:
+      words.append(
+        ', '.join(
+          f'{name.replace("_", " ")} [bold green]{_number(value, 1)}[/bold green]'
+          for name, value in found.items()
+        )
+        + f' in {where}'
+      )
+  if words:
+    grid.add_row('suite', '   '.join(words))
+
+
+def _scores_in_words(status: dict[str, Any]) -> str:
+  found = _starting_with(status, 'score/')
+  words = [f'{k.replace("_", " ")} {_number(v, 1)}  ' for k, v in found.items()]
+  return ''.join(words)
+
+
 def _add_levels(grid: rich.table.Table, status: dict[str, Any]) -> None:
-  prefix = 'episode_return/'
-  by_level = {k.removeprefix(prefix): v for k, v in status.items() if prefix in k
-              and k.startswith(prefix)}  # fmt: skip
+  by_level = _starting_with(status, 'episode_return/')
   if by_level:
-    grid.add_row('by level', '  '.join(f'{k} {v:.1f}' for k, v in by_level.items()))
+    words = [f'{level} {_number(value, 1)}' for level, value in by_level.items()]
+    grid.add_row('by level', rich.columns.Columns(words, padding=(0, 2)))
+
+
+def _starting_with(status: dict[str, Any], prefix: str) -> dict[str, Any]:
+  return {k.removeprefix(prefix): v for k, v in status.items() if k.startswith(prefix)}
 
 
 def _troubles(status: dict[str, Any]) -> str:
@@ -177,9 +212,7 @@ def _troubles(status: dict[str, Any]) -> str:
 
 
 def _shares(status: dict[str, Any], prefix: str) -> str:
-  shares = {
-    k.removeprefix(prefix): v for k, v in status.items() if k.startswith(prefix)
-  }
+  shares = _starting_with(status, prefix)
   if not shares:
     return 'not known yet'
   ordered = sorted(shares.items(), key=lambda kv: -kv[1])

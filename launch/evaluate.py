@@ -1,0 +1,304 @@
+"""Evaluates a trained agent: `python -m launch.evaluate --run_dir=runs/...`.
+
+Plays each level's test version for a fixed number of whole episodes and writes
+`evaluation.json` (returns, confidence intervals, scores), `evaluation.png` (a bar for
+each level) and, with --videos, a film of each level.
+
+Ctrl-C ends it early; what is there is written and marked as incomplete. Exit codes: 0
+all was played, 1 a level failed, 2 a mistake in the command, 130 stopped early.
+"""
+
+import dataclasses
+import datetime
+import importlib.util
+import pathlib
+import signal
+import sys
+import time
+import warnings
+from typing import Any, NamedTuple
+
+from absl import app, flags, logging
+
+from impala_jax import (
+  bar_charts,
+  checkpointing,
+  components,
+  config_validation,
+  evaluation_report,
+  evaluator,
+  metrics,
+  playing,
+  references,
+  video,
+)
+from impala_jax import config as config_lib
+from impala_jax.environments import registry
+from launch import evaluation_progress
+
+_RUN_DIR = flags.DEFINE_string('run_dir', '', 'Run directory; its newest checkpoint.')
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', '', 'Instead of the newest: number of updates, or path of a file '
+    '(then without --run_dir).',
+)  # fmt: skip
+_EPISODES = flags.DEFINE_integer('episodes', 100, 'Whole episodes of each level.')
+_PROCESSES = flags.DEFINE_integer(
+    'processes', 4, 'Environments at a time; in dmlab and doom so many processes. '
+    'Those of other suites cost little: 16 or more there.',
+)  # fmt: skip
+_LEVELS = flags.DEFINE_list('levels', None, "Some of the run's levels; default all.")
+_GREEDY = flags.DEFINE_bool('greedy', False, 'Likeliest action instead of sampling.')
+_VIDEOS = flags.DEFINE_bool('videos', False, 'Film one episode of each level.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Random seed of the evaluation.')
+_SET = flags.DEFINE_multi_string(
+    'set', [], 'section.field=value, to change the settings of the run (paths of data '
+    'sets, say); may be repeated.',
+)  # fmt: skip
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'Directory of the results; default RUN_DIR/evaluations/...'
+)  # fmt: skip
+
+
+class _Mistake(Exception):
+  """The command cannot be carried out; one line says why."""
+
+
+class _Plan(NamedTuple):
+  parts: components.Components
+  policy: evaluator.Policy
+  tasks: list[int]
+  output: pathlib.Path
+
+
+class _Signals:
+  """The first Ctrl-C or SIGTERM is remembered, the second is deadly."""
+
+  def __init__(self) -> None:
+    self.stopped = False
+    for number in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(number, self._remember)
+
+  def _remember(self, number: int, _: Any) -> None:
+    self.stopped = True
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _check_flags() -> None:
+  for flag in (_EPISODES, _PROCESSES):
+    if flag.value < 1:
+      raise _Mistake(f'--{flag.name}={flag.value}: must be at least 1')
+  if not 0 <= _SEED.value < 2**31:
+    raise _Mistake(f'--seed={_SEED.value}: must lie in [0, 2^31)')
+  if _VIDEOS.value and importlib.util.find_spec('imageio_ffmpeg') is None:
+    raise _Mistake('--videos needs imageio-ffmpeg: pip install imageio-ffmpeg')
+
+
+def _find_policy() -> evaluator.Policy:
+  if _CHECKPOINT.value and not _CHECKPOINT.value.isdecimal():
+    return evaluator.read_policy(pathlib.Path(_CHECKPOINT.value))
+  run_dir = pathlib.Path(_RUN_DIR.value)
+  if not _RUN_DIR.value:
+    raise _Mistake('--run_dir is missing: the directory of a run')
+  if not (run_dir / 'config.json').exists():
+    raise _Mistake(f'--run_dir={run_dir}: there is no run (no config.json)')
+  directory = run_dir / 'checkpoints'
+  found = checkpointing.paths(directory)
+  if _CHECKPOINT.value:
+    updates = int(_CHECKPOINT.value)
+    chosen = [p for p in found if int(p.stem.rpartition('_')[2]) == updates]
+    if not chosen:
+      known = ', '.join(str(int(p.stem.rpartition('_')[2])) for p in found)
+      raise _Mistake(f'--checkpoint={updates}: there are {known or "none"}')
+    return evaluator.read_policy(chosen[0])
+  policy = evaluator.newest_policy(directory)
+  if policy is None:
+    damaged = f'; {len(found)} damaged' if found else ''
+    raise _Mistake(f'--run_dir={run_dir}: holds no sound checkpoint{damaged}')
+  return policy
+
+
+def _find_tasks(config: config_lib.Config) -> tuple[config_lib.Config, list[int]]:
+  """The configuration as it can be run here, and which of its levels are played."""
+  suite, levels = config.environment.suite, config.environment.levels
+  # A level is known by the name of its training and of its test version.
+  by_name = {references.find(suite, x).name: x for x in levels} | {x: x for x in levels}
+  asked = _LEVELS.value or levels
+  unknown = [name for name in asked if name not in by_name]
+  if unknown:
+    raise _Mistake(
+      f'--levels={",".join(unknown)}: the levels of this run are {", ".join(levels)}'
+    )
+  chosen = tuple(dict.fromkeys(by_name[name] for name in asked))
+  # Levels that are not played need not be there; the number of levels stays, for some
+  # suites derive the number of actions from it.
+  settings = dataclasses.replace(config.environment, levels=chosen)
+  resolved = registry.resolve(dataclasses.replace(config, environment=settings))
+  tasks = [levels.index(x) for x in resolved.environment.levels]
+  settings = dataclasses.replace(resolved.environment, levels=levels)
+  return dataclasses.replace(config, environment=settings), tasks
+
+
+def _make_output(policy: evaluator.Policy) -> pathlib.Path:
+  if _OUTPUT.value:
+    output = pathlib.Path(_OUTPUT.value)
+    if (output / 'evaluation.json').exists():
+      raise _Mistake(f'--output={output}: holds an evaluation already')
+  else:
+    beside = policy.path.parent
+    root = beside.parent if beside.name == 'checkpoints' else beside
+    stamp = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
+    output = root / 'evaluations' / f'{policy.metadata["updates"]}-{stamp}'
+  try:
+    output.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise _Mistake(f'cannot write {output}: {e.strerror}') from e
+  return output
+
+
+def _plan() -> _Plan:
+  _check_flags()
+  policy = _find_policy()
+  config = config_lib.from_dict(policy.metadata['config'])
+  config = config_lib.override(config, _SET.value)
+  config_validation.validate(config)
+  config, tasks = _find_tasks(config)
+  parts = components.build(config)
+  evaluator.check_policy(parts.agent, policy)
+  return _Plan(parts, policy, tasks, _make_output(policy))
+
+
+def _run(plan: _Plan) -> int:
+  signals = _Signals()
+  config, levels = plan.parts.config, plan.parts.config.environment.levels
+  start = time.monotonic()
+  results: list[playing.LevelResult] = []
+
+  def name(task_id: int) -> str:
+    return references.find(config.environment.suite, levels[task_id]).name
+
+  def write(found: list[playing.LevelResult]) -> dict[str, Any]:
+    report = evaluation_report.make(
+        config, plan.policy, found, episodes=_EPISODES.value, seed=_SEED.value,
+        greedy=_GREEDY.value, processes=_PROCESSES.value,
+        seconds=round(time.monotonic() - start, 1),
+    )  # fmt: skip
+    # Until the last level is done there is more to come.
+    report['complete'] &= len(found) == len(plan.tasks)
+    metrics.write_json(plan.output / 'evaluation.json', report)
+    return report
+
+  with evaluation_progress.make(len(plan.tasks), _EPISODES.value) as progress:
+
+    def level_ended(result: playing.LevelResult) -> None:
+      results.append(result)
+      report = write(results)  # So that a power cut does not cost what is there.
+      played = name(result.task_id)
+      progress.end(played, _words(played, report['levels'][played]))
+
+    progress.say(
+      f'{config.name}: {_EPISODES.value} episodes of each of {len(plan.tasks)} '
+      f'level(s), with {plan.policy.path}'
+    )
+    found = playing.play_levels(
+        plan.parts, plan.policy.params, plan.tasks, _EPISODES.value,
+        processes=_PROCESSES.value, seed=_SEED.value, greedy=_GREEDY.value,
+        should_stop=lambda: signals.stopped,
+        on_begin=lambda task_id: progress.begin(name(task_id)),
+        on_episode=lambda episode: progress.episode(name(episode.task_id)),
+        on_level=level_ended,
+    )  # fmt: skip
+    report = write(found)
+    failed = [levels[r.task_id] for r in found if r.error]
+    if _VIDEOS.value:
+      playable = [r.task_id for r in found if not r.error]
+      failed += _film(plan, playable, signals, progress)
+  _draw(report, plan.output)
+  for figure, score in report['scores'].items():
+    value = round(score['value'], 2)
+    print(f'{figure.replace("_", " ")}: {value:g}{_interval(score["ci95"])}')
+  print(f'In {plan.output}: {", ".join(sorted(p.name for p in plan.output.iterdir()))}')
+  if signals.stopped:
+    print('Stopped early: the evaluation is incomplete.', file=sys.stderr)
+    return 130
+  return 1 if failed else 0
+
+
+def _film(
+  plan: _Plan,
+  tasks: list[int],
+  signals: _Signals,
+  progress: evaluation_progress.Progress,
+) -> list[str]:
+  """Films each level; returns those that could not be filmed."""
+  failed = []
+  for task_id in tasks:
+    if signals.stopped:
+      break
+    level = plan.parts.config.environment.levels[task_id]
+    try:
+      path = video.film(
+          plan.parts, plan.policy.params, level, plan.output, seed=_SEED.value,
+          greedy=_GREEDY.value, should_stop=lambda: signals.stopped,
+      )  # fmt: skip
+      progress.say(f'{level}: ' + (f'film {path.name}' if path else 'has no pictures'))
+    except Exception as e:  # The figures are written; the other films can be.
+      progress.say(f'{level}: could not be filmed: {type(e).__name__}: {e}')
+      failed.append(level)
+  return failed
+
+
+def _draw(report: dict[str, Any], output: pathlib.Path) -> None:
+  try:
+    bar_charts.draw(report, output / 'evaluation.png')
+  except ImportError:
+    print('no chart: matplotlib is not installed', file=sys.stderr)
+
+
+def _words(name: str, level: dict[str, Any]) -> str:
+  """One line of what came out for a level."""
+  line = f'{name:<38}'
+  if level['mean'] is not None:
+    line += f' {level["mean"]:9.2f}{_interval(level["ci95"])}'
+  if level['score'] is not None:
+    line += f'  score {level["score"]:.1f} ({level["reference_is"]}: 100)'
+  if not level['complete']:
+    line += f'  only {level["episodes"]} of {level["planned_episodes"]} episodes'
+  if level['engine_failures']:
+    line += f'  {len(level["engine_failures"])} engines replaced'
+  if level['error']:
+    line += f'  FAILED: {level["error"]}'
+  return line
+
+
+def _interval(interval: list[float] | None) -> str:
+  if interval is None or interval[0] == interval[1]:
+    return ''
+  return ' [{:.2f}, {:.2f}]'.format(*interval)
+
+
+def main(argv: list[str]) -> int:
+  if len(argv) > 1:
+    print(f'unknown arguments {argv[1:]}: flags begin with --', file=sys.stderr)
+    return 2
+  logging.set_verbosity(logging.WARNING)
+  # JAX warns of forks; engines and the film's encoder are executed at once.
+  warnings.filterwarnings('ignore', r'os\.fork', RuntimeWarning)
+  try:
+    plan = _plan()
+  # Networks and environments that do not fit each other are ValueErrors, too.
+  except (_Mistake, ValueError, checkpointing.CheckpointError) as e:
+    print(f'impala_jax: {e}', file=sys.stderr)
+    return 2
+  return _run(plan)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as e:
+    print(f'impala_jax: {e}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(lambda argv: sys.exit(main(argv)), flags_parser=_parse_flags)
