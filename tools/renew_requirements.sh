@@ -11,7 +11,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m venv "$work/venv"
 pip=("$work/venv/bin/python" -m pip)
-extras='.[atari,dev,gymnasium,plots,video]'
+extras='.[atari,dev,doom,gymnasium,plots,video]'
 
 case "$set_name" in
   cluster)
