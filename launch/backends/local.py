@@ -1,0 +1,160 @@
+"""This machine: every replica a supervised process that outlives the terminal.
+
+The same supervisors and role commands as on a cluster. (`launch.local` is the other
+way to run here: in the foreground, with a live view, until Ctrl-C.)
+"""
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import time
+from typing import Any
+
+import psutil
+
+from impala_jax.distributed import program as program_lib
+from launch import run_records
+from launch.backends import backend
+
+_LEAVE_TIMEOUT = 45.0
+_KILL_TIMEOUT = 10.0
+_EVALUATION = 300
+
+
+class Local(backend.Backend):
+  """See the module; `options` are `backend.Options`, without `setup`."""
+
+  name = 'local'
+
+  def render(self, program: program_lib.Program) -> dict[str, str]:
+    lines = ['#!/bin/sh', *(f'export {k}={shlex.quote(v)}' for k, v in
+             self._environment(program).items())]  # fmt: skip
+    lines += [f'{shlex.join(c)} &' for c in self.commands(program)]
+    return {'plan.sh': '\n'.join([*lines, 'wait', ''])}
+
+  def commands(self, program: program_lib.Program) -> list[list[str]]:
+    return [
+      self._command(program, role, index)
+      for role in program.roles
+      for index in range(role.replicas)
+    ]
+
+  def submit(self, program: program_lib.Program) -> backend.Launch:
+    if program.role('learner').replicas > 1:
+      raise backend.BackendError(
+        'local.learners: one machine runs one learner process with all its devices'
+      )
+    self.write_files(program, self.render(program))
+    run_records.reset(pathlib.Path(program.run_dir))
+    launch = self.new_launch(program, {})
+    for role in program.roles:
+      for index in range(role.replicas):
+        self._start(launch, role, index)
+    launch.write()
+    return launch
+
+  def status(self, launch: backend.Launch) -> list[backend.Task]:
+    tasks = []
+    for role, handle in launch.handles.items():
+      for index, process in enumerate(handle):
+        record = run_records.read_record(
+          run_records.record_path(launch.run_dir, role, index)
+        )
+        if _process(process) is not None:
+          state = 'running'
+        else:
+          state = 'failed' if record.get('state') == 'failed' else 'done'
+        detail = f'process {process["pid"]}'
+        tasks.append(backend.Task(role, index, state, 'localhost', detail))
+    return tasks
+
+  def scale(self, launch: backend.Launch, role: str, replicas: int) -> str:
+    before = launch.program.role(role).replicas
+    launch.program = launch.program.scaled(role, replicas)
+    for index in range(before, replicas):
+      self._start(launch, launch.program.role(role), index)
+    gone = launch.handles[role][replicas:]
+    launch.handles[role] = launch.handles[role][:replicas]
+    launch.write()
+    if left := _end(gone, launch.program.role(role).grace + 5.0):
+      raise backend.BackendError(f'had to kill {left} of {role}')
+    return f'{role}: {before} -> {replicas}'
+
+  def stop(self, launch: backend.Launch) -> str:
+    run_records.end_run(launch.run_dir, 'stopped')
+    words = []
+    grace = launch.program.role('learner').grace
+    if _end(launch.handles['learner'], grace + 5.0):
+      words.append(f'the learner did not end within {grace:.0f} s: killed')
+    rest = [p for handle in launch.handles.values() for p in handle]
+    # They have seen that the run ended, and leave by themselves.
+    _wait(rest, _LEAVE_TIMEOUT)
+    if alive := sum(_process(p) is not None for p in rest):
+      words.append(f'ended {alive} that were still there')
+      _end(rest, 40.0)
+    return '; '.join(['stopped', *words])
+
+  def _environment(self, program: program_lib.Program) -> dict[str, str]:
+    return {'IMPALA_RUN_DIR': program.run_dir, 'IMPALA_COUNT': '1'}
+
+  def _command(
+    self, program: program_lib.Program, role: program_lib.Role, index: int
+  ) -> list[str]:
+    python = self.options.python
+    return [
+        python, '-m', 'launch.supervise', role.name, f'--index={index}',
+        f'--first_incarnation={program.first_incarnation}',
+        f'--max_restarts={role.restart.max_restarts}',
+        f'--window={role.restart.window:g}', f'--grace={role.grace:g}',
+        *(['--essential'] if role.restart.essential else
+          [f'--linger={_EVALUATION if role.name == "evaluator" else 20}']),
+        '--', python, *role.argv,
+    ]  # fmt: skip
+
+  def _start(self, launch: backend.Launch, role: program_lib.Role, index: int) -> None:
+    program = launch.program
+    with open(launch.run_dir / 'logs' / 'supervisors.log', 'ab') as log:
+      process = subprocess.Popen(
+          self._command(program, role, index), cwd=program.work_dir,
+          env={**os.environ, **self._environment(program)},
+          stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+      )  # fmt: skip
+    # With the time, because process numbers are used again.
+    created = psutil.Process(process.pid).create_time()
+    handle = {'pid': process.pid, 'created': created}
+    launch.handles.setdefault(role.name, []).append(handle)
+
+
+def _process(handle: dict[str, Any]) -> psutil.Process | None:
+  """The live process of a handle."""
+  try:
+    process = psutil.Process(handle['pid'])
+    same = abs(process.create_time() - handle['created']) < 1.0
+    return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+  except psutil.Error:
+    return None
+
+
+def _wait(handles: list[dict[str, Any]], timeout: float) -> list[psutil.Process]:
+  """Those that still run after `timeout` seconds."""
+  deadline = time.monotonic() + timeout
+  while True:
+    alive = [p for p in map(_process, handles) if p is not None]
+    if not alive or time.monotonic() >= deadline:
+      return alive
+    time.sleep(0.2)
+
+
+def _end(handles: list[dict[str, Any]], grace: float) -> int:
+  """SIGTERM, then SIGKILL; returns how many had to be killed."""
+  for process in _wait(handles, 0.0):
+    process.send_signal(signal.SIGTERM)
+  left = _wait(handles, grace)
+  for process in left:
+    for child in (*process.children(recursive=True), process):
+      child.kill()
+  if left:
+    _wait(handles, _KILL_TIMEOUT)
+  return len(left)
