@@ -1,8 +1,8 @@
 """`Control` over gRPC, for processes other than the learner's.
 
 Two unary methods with msgpack bodies, each call with a deadline. The parameters of
-one version are serialised once, whoever asks for them. There is neither
-authentication nor encryption here: the address must be private to the run.
+one version are serialised once, whoever asks for them. With the keys of the run both
+sides show certificates; without, the address must be private to the run.
 """
 
 import concurrent.futures
@@ -15,7 +15,7 @@ from flax import serialization
 
 from impala_jax import types
 from impala_jax.distributed import control as control_lib
-from impala_jax.distributed import transport
+from impala_jax.distributed import run_keys, transport
 
 _SERVICE = 'impala_jax.Control'
 _OPTIONS = [
@@ -33,13 +33,18 @@ class Server:
     control: what to serve.
     host: interface to bind; loopback unless the run spans machines.
     port: 0 picks a free one.
+    keys: of the learner; then only clients with a certificate of the run get in.
 
   Raises:
     OSError: the port is taken.
   """
 
   def __init__(
-    self, control: control_lib.Control, host: str = '127.0.0.1', port: int = 0
+    self,
+    control: control_lib.Control,
+    host: str = '127.0.0.1',
+    port: int = 0,
+    keys: run_keys.Keys | None = None,
   ):
     self._control = control
     self._serialised: tuple[int, bytes] = (-1, b'')
@@ -54,7 +59,14 @@ class Server:
       (grpc.method_handlers_generic_handler(_SERVICE, handlers),)
     )
     try:
-      self.port = self._server.add_insecure_port(f'{host}:{port}')
+      if keys is None:
+        self.port = self._server.add_insecure_port(f'{host}:{port}')
+      else:
+        authority, certificate, key = (file.read_bytes() for file in keys)
+        credentials = grpc.ssl_server_credentials(
+          [(key, certificate)], authority, require_client_auth=True
+        )
+        self.port = self._server.add_secure_port(f'{host}:{port}', credentials)
     except RuntimeError as e:
       raise OSError(f'cannot listen on {host}:{port}: {e}') from e
     self.address = f'{host}:{self.port}'
@@ -84,12 +96,25 @@ class Client:
   Args:
     address: host:port of a `Server`.
     timeout: seconds that one call may take.
+    keys: of a client, where the server has keys.
   """
 
-  def __init__(self, address: str, timeout: float = 20.0):
+  def __init__(
+    self, address: str, timeout: float = 20.0, keys: run_keys.Keys | None = None
+  ):
     self._address = address
     self._timeout = timeout
-    self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    if keys is None:
+      self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    else:
+      authority, certificate, key = (file.read_bytes() for file in keys)
+      # The name belongs to the certificate, not to the machine.
+      name = ('grpc.ssl_target_name_override', run_keys.LEARNER)
+      self._channel = grpc.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(authority, key, certificate),
+        options=[*_OPTIONS, name],
+      )
     self._fetch = self._channel.unary_unary(f'/{_SERVICE}/Fetch')
     self._report = self._channel.unary_unary(f'/{_SERVICE}/Report')
 

@@ -2,7 +2,8 @@
 
 A row travels as one item of one tensor. On the learner's side a thread moves rows
 into a `LocalTransport`, whose reader checks them. Reverb has neither authentication
-nor encryption and binds all interfaces: use it inside a private network.
+nor encryption and binds all interfaces: unless told otherwise a reader lets loopback
+alone through, see docs/security.md.
 """
 
 import atexit
@@ -18,13 +19,22 @@ from typing import Any
 import numpy as np
 
 from impala_jax import unroll_layout
-from impala_jax.distributed import local_transport, ports, reverb_native, transport
+from impala_jax.distributed import (
+  local_transport,
+  loopback_guard,
+  ports,
+  reverb_native,
+  transport,
+)
 
 # Unrolls that the reading thread asks for ahead. More are no cheaper, and a malformed
 # item takes them with it: they count as lost.
 _IN_FLIGHT = 1
 # Seconds after which a read of an empty queue returns, to look for `close`.
 _IDLE = 1.0
+# Seconds of vain reads, while rows wait in Reverb, after which its reader is given up:
+# an item that claims an absurd size blocks it for good.
+_STUCK = 30.0
 # Seconds of one wait of a writer, after which it looks for `close`.
 _SLICE = 0.2
 # Seconds that a server gets to answer a question.
@@ -44,6 +54,8 @@ class ReverbReader:
       the rest in Reverb's table (at least one), up to three are on their way
       between the two, and each blocked writer parks one on the server.
     port: TCP port of the server, 0 for any that is free.
+    loopback_only: whether the kernel shall keep all other machines away. False: any
+      peer that reaches this machine can read, write and crash the queue.
 
   Attributes:
     port: that of the server.
@@ -51,7 +63,7 @@ class ReverbReader:
 
   Raises:
     ValueError: names the argument that is out of range.
-    OSError: the port is in use.
+    OSError: the port is in use, or (`loopback_guard.GuardError`) cannot be guarded.
     ImportError: Reverb is not installed.
   """
 
@@ -61,6 +73,7 @@ class ReverbReader:
     batch_size: int,
     capacity: int,
     port: int = 0,
+    loopback_only: bool = True,
   ):
     if not 0 <= port < 2**16:
       raise ValueError(f'port is {port}: must lie in [0, 65535]')
@@ -94,11 +107,13 @@ class ReverbReader:
     )
     # Reverb insists on a place for checkpoints, which nobody asks it for.
     self._folder = tempfile.TemporaryDirectory(prefix='impala_jax-reverb-')
-    self._server = reverb.Server(
-      [self._table, closing],
-      port=self.port,
-      checkpointer=reverb.checkpointers.DefaultCheckpointer(self._folder.name),
-    )
+    guard = loopback_guard.guarded if loopback_only else contextlib.nullcontext
+    with guard(self.port):
+      self._server = reverb.Server(
+        [self._table, closing],
+        port=self.port,
+        checkpointer=reverb.checkpointers.DefaultCheckpointer(self._folder.name),
+      )
     self._dataset = reverb.TrajectoryDataset(
       f'localhost:{self.port}',
       table_name,
@@ -109,6 +124,8 @@ class ReverbReader:
       rate_limiter_timeout_ms=int(_IDLE * 1e3),
     )
     self._malformed = 0
+    self._moved = self._moved_before = 0  # Rows.
+    self._vain = 0.0  # Seconds of reads since the last row, rows waiting.
     self._failure: Exception | None = None
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._pump, name='reverb', daemon=True)
@@ -120,6 +137,9 @@ class ReverbReader:
     """See `transport.Reader`; TransportError where Reverb itself failed."""
     try:
       return self._local.read(timeout)
+    except TimeoutError:
+      self._check_flow(timeout)
+      raise
     except transport.Closed:
       if self._failure is None:
         raise
@@ -151,6 +171,16 @@ class ReverbReader:
     self._folder.cleanup()
     self._port_lock.close()
 
+  def _check_flow(self, waited: float) -> None:
+    if self._moved != self._moved_before or not self._table.info.current_size:
+      self._moved_before, self._vain = self._moved, 0.0
+      return
+    self._vain += waited
+    if self._vain > _STUCK:
+      raise transport.TransportError(
+        f'Reverb delivers nothing although rows wait in it (for {self._vain:.0f} s)'
+      )
+
   def _announce_close(self) -> None:
     """Tells writers: stopping a Reverb server confirms what it never inserted."""
     connection = reverb_native.Connection(f'localhost:{self.port}')
@@ -168,6 +198,7 @@ class ReverbReader:
         for sample in self._dataset.as_numpy_iterator():
           # Until the learner has room or `close`.
           writer.write(sample.data, threading.TIMEOUT_MAX)
+          self._moved += 1
           if self._closed.is_set():
             return
       except transport.Closed:

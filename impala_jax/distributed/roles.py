@@ -8,6 +8,7 @@ so, or the learner has been out of reach for too long; no wait is without an end
 import contextlib
 import json
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def run_learner(
 
   Goes on from the newest sound checkpoint of the run directory, if there is one.
   """
-  from impala_jax.distributed import control_grpc, reverb_transport
+  from impala_jax.distributed import endpoints
 
   config = parts.config
   learner = parts.make_learner()
@@ -42,12 +43,17 @@ def run_learner(
     logging.info('goes on from %s', resume.path)
   control = control_lib.Control()
   with contextlib.ExitStack() as stack:
-    reader = reverb_transport.ReverbReader(
-      parts.layout, config.learner.batch_size, config.queue_capacity
+    reader, addresses = stack.enter_context(
+      endpoints.serve(
+        parts.layout,
+        config.learner.batch_size,
+        config.queue_capacity,
+        control,
+        endpoints.Place.from_environment(os.environ),
+        _keys(run_dir),
+        config.transport.open_port,
+      )
     )
-    stack.callback(reader.close)
-    server = control_grpc.Server(control)
-    stack.callback(server.close)
     writer = metrics.MetricsWriter(run_dir)
     stack.callback(writer.close)
     saver = checkpointing.Saver(checkpoints, config.learner.keep_checkpoints)
@@ -56,11 +62,8 @@ def run_learner(
         config, learner, reader, control, writer, saver, resume,
         should_stop=should_stop,
     )  # fmt: skip
-    metrics.write_json(
-      run_dir / 'address.json',
-      {'control': server.address, 'transport': reader.address},
-    )
-    logging.info('serves parameters at %s, queue at %s', server.address, reader.address)
+    metrics.write_json(run_dir / 'address.json', addresses)
+    logging.info('serves %s', addresses)
     loop.run()
     control.stop()
     # Actors first: what they confirm while the queue goes away means nothing.
@@ -76,16 +79,18 @@ def run_actor(
   should_stop: Callable[[], bool],
 ) -> None:
   """An actor process."""
-  from impala_jax.distributed import control_grpc, reverb_transport
+  from impala_jax.distributed import endpoints
 
   address = _wait_for_address(run_dir, should_stop)
   if address is None:
     return
   with contextlib.ExitStack() as stack:
-    client = control_grpc.Client(address['control'])
+    keys = _keys(run_dir)
+    client = endpoints.open_control(address['control'], keys)
     stack.callback(client.close)
-    writer = reverb_transport.ReverbWriter(address['transport'], parts.layout)
-    stack.callback(writer.close)
+    writer = stack.enter_context(
+      endpoints.open_writer(address['transport'], parts.layout, keys)
+    )
     drive_actor(parts, writer, client, client, index, incarnation, should_stop)
 
 
@@ -158,12 +163,12 @@ def run_evaluator(
   should_stop: Callable[[], bool],
 ) -> None:
   """The evaluator process: every so often in training, and once at its end."""
-  from impala_jax.distributed import control_grpc
+  from impala_jax.distributed import endpoints
 
   address = _wait_for_address(run_dir, should_stop)
   if address is None:
     return
-  client = control_grpc.Client(address['control'])
+  client = endpoints.open_control(address['control'], _keys(run_dir))
   drive_evaluator(parts, run_dir, client, incarnation, should_stop)
 
 
@@ -204,6 +209,12 @@ def drive_evaluator(
     next_time = time.monotonic() + config.evaluator.interval
   if not should_stop():
     session.finish(should_stop)
+
+
+def _keys(run_dir: pathlib.Path) -> pathlib.Path | None:
+  """The folder of the run's keys, where it was launched with mutual TLS."""
+  folder = run_dir / 'keys'
+  return folder if folder.exists() else None
 
 
 def _wait_for_goodbye(control: control_lib.Control) -> None:
