@@ -24,11 +24,14 @@ EXTRAS = {
   # extra exists so that `impala_jax[dmlab]` says what it means wherever it is asked
   # for.
   'dmlab': [],
+  # The engine itself needs numpy alone; the rest is for its gymnasium environments.
+  'doom': ['vizdoom>=1.3'],
   'plots': ['matplotlib>=3.8'],
   'video': ['imageio-ffmpeg>=0.5'],
   'notebooks': ['ipykernel>=6', 'matplotlib>=3.8', 'nbclient>=0.8', 'nbformat>=5.9'],
   'dev': [
     'hypothesis>=6.100',
+    'kubernetes-validate>=1.30',
     'mypy>=1.10',
     'packaging>=23',
     'pytest>=8',
@@ -64,6 +67,7 @@ setuptools.setup(
     'numpy>=1.26',
     'optax>=0.2.4',
     'psutil>=5.9',
+    'pyyaml>=6',
     'rich>=13',
     'tensorboardX>=2.6',
     'xxhash>=3.4',
