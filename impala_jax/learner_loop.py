@@ -113,6 +113,7 @@ class LearnerLoop:
     self.updates = int(before.get('updates', 0))
     self._watch = metrics.Stopwatch(_STAGES)
     self._episodes = metrics.EpisodeLog(config.environment.levels)
+    self._environment_failures = 0
     self._evaluation: dict[str, float] = {}
     self._lag: list[np.ndarray] = []
     self._skipped = 0
@@ -226,6 +227,8 @@ class LearnerLoop:
       'unrolls_corrupted': stats.corrupted,
       'unrolls_lost': stats.lost,
       'unrolls_duplicated': stats.duplicated,
+      'unrolls_dropped': self._control.total('actor', 'unrolls_dropped'),
+      'environment_failures': self._environment_failures,
       'parameter_fetches': self._control.fetches,
       'episodes': self._episodes_before + self._episodes.count,
       **self._episodes.summary(),
@@ -259,6 +262,11 @@ class LearnerLoop:
     for event in self._control.drain_events():
       if event['kind'] == 'episode':
         self._episodes.add(event['task_id'], event['return'], event['length'])
+      elif event['kind'] == 'environment_failure':
+        self._environment_failures += 1
+        logging.warning(
+          'actor %d: an environment failed: %s', event['actor'], event['cause']
+        )
       elif event['kind'] == 'evaluation':
         self._evaluation = {
           'evaluation_return': event['mean'],

@@ -203,6 +203,8 @@ def _troubles(status: dict[str, Any]) -> str:
     ('unrolls_corrupted', 'corrupted'),
     ('unrolls_lost', 'lost'),
     ('unrolls_duplicated', 'repeated'),
+    ('environment_failures', 'engines replaced'),
+    ('unrolls_dropped', 'unfinished dropped'),
   ):
     if status.get(name):
       words.append(f'{status[name]:.0f} {text}')

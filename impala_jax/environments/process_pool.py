@@ -6,18 +6,21 @@ others go on, and no reset is waited for. See `engine_link` for the processes an
 """
 
 import collections
-import dataclasses
-import enum
 import pickle
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from impala_jax import types
-from impala_jax.environments import base, engine_link, engine_process
+from impala_jax.environments import (
+  base,
+  engine_link,
+  engine_process,
+  pooled_engine,
+)
 
 NO_SEED = engine_process.NO_SEED
 _WINDOW = 600.0  # Seconds in which `max_restarts` counts.
@@ -27,64 +30,8 @@ _GRACE = 0.02  # but so many seconds are always granted.
 _MAX_BACKOFF = 60.0  # Seconds.
 
 
-@dataclasses.dataclass(frozen=True)
-class EngineSpec:
-  """What a process of the pool makes its environment with.
-
-  The process works in the caller's directory and can import what the caller can. Its
-  TMPDIR is its own, and removed with it.
-
-  Attributes:
-    maker: `package.module:function`, called in the process with `seed`, an int in
-      [0, 2^31), and `kwargs`. It returns a `dm_env.Environment` whose attribute
-      `episode_seed`, where there is one, is named when a step fails. What it raises of
-      ValueError, TypeError, ImportError and AttributeError is taken for a mistake of
-      the caller.
-    kwargs: can be pickled.
-    name: for errors, for example the level.
-    shared_memory: prefixes of the names that the engine makes in /dev/shm, to be
-      removed when it could not do so.
-  """
-
-  maker: str
-  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  name: str = 'environment'
-  shared_memory: tuple[str, ...] = ()
-
-
-class State(enum.Enum):
-  """Of an environment; the value is for people."""
-
-  ABSENT = 'waits to be restarted'
-  STARTING = 'starting'
-  RESETTING = 'in reset'
-  STEPPING = 'in step'
-  READY = 'has a time step'
-  IDLE = 'waits for an action'
-  ENDING = 'being killed'
-
-
-# What an engine is busy with.
-_PHASES = {State.STARTING: 'start', State.RESETTING: 'reset', State.STEPPING: 'step'}
-
-
-@dataclasses.dataclass(slots=True)
-class _Environment:
-  state: State = State.ABSENT
-  generation: int = 0  # Of its engine: how many there were.
-  restarts: int = 0  # Since `reset`.
-  seed: int = 0
-  waiting: bool = False  # The caller owes an action.
-  over: bool = True  # The time step handed out last was LAST.
-  fresh: bool = False  # The caller has not been told of this engine.
-  episode_return: float = 0.0  # Of the episode so far.
-  length: int = 0
-  sent_at: float = 0.0
-  deadline: float = np.inf  # Of what it does; of being started, where ABSENT.
-  phase: str = ''  # What it took too long for, where ENDING.
-  deaths: collections.deque[float] = dataclasses.field(
-    default_factory=collections.deque
-  )
+EngineSpec = pooled_engine.EngineSpec
+State = pooled_engine.State
 
 
 class ProcessPool:
@@ -131,7 +78,7 @@ class ProcessPool:
     self._close_timeout = close_timeout
     self._check_arguments(max_ready)
     self._dtype = engine_process.slot_dtype(spec)
-    self._environments = [_Environment() for _ in engines]
+    self._environments = [pooled_engine.Engine() for _ in engines]
     self._ready: list[int] = []  # To be handed out, in the order of their arrival.
     # Steps that are waited for, by the time of their action, oldest first.
     self._prompt: dict[int, float] = {}
@@ -299,7 +246,7 @@ class ProcessPool:
   def _announced(self, i: int, generation: int, now: float) -> None:
     """An environment has a new time step in its slot."""
     e = self._environments[i]
-    if generation != e.generation or e.state not in _PHASES:
+    if generation != e.generation or e.state not in pooled_engine.PHASES:
       return  # An engine that was given up.
     if e.state is State.STEPPING:
       self._prompt.pop(i, None)
@@ -373,7 +320,7 @@ class ProcessPool:
       elif e.state is State.ENDING:  # It cannot even be killed.
         self._ended(engine_link.Ended(i, e.generation, -signal.SIGKILL, None, ''), now)
       else:
-        e.phase = _PHASES[e.state]
+        e.phase = pooled_engine.PHASES[e.state]
         e.state, e.deadline = State.ENDING, now + 10.0
         self._prompt.pop(i, None)
         hung.append((i, e.generation))
@@ -390,24 +337,14 @@ class ProcessPool:
     e = self._environments[i]
     if ended.generation != e.generation or e.state is State.ABSENT:
       return  # One that was given up.
-    report = ended.report or {}
-    if e.state is State.ENDING:
-      kind, phase = 'timeout', e.phase
-      limit = self._step_timeout if phase == 'step' else self._reset_timeout
-      how = f'no answer in {limit:g} s'
-    else:
-      kind = report.get('kind', 'signal' if ended.status < 0 else 'exit')
-      phase = report.get('phase') or _PHASES.get(e.state, 'between steps')
-      how = report.get('text') or _exit(ended.status)
-    seeds = f'seed {e.seed}'
-    # An engine that died in a reset may have had the next one already.
-    known = NO_SEED if phase != 'step' else int(self._head['episode_seed'][i])
-    episode_seed = report.get('episode_seed', known)
-    if episode_seed != NO_SEED:
-      seeds += f', episode seed {episode_seed}'
-    cause = f'{self._specs[i].name} (environment {i}, {seeds}): {how} ({phase})'
-    if ended.output and not report:
-      cause += f'; its last output: {ended.output}'
+    limit = self._step_timeout if e.phase == 'step' else self._reset_timeout
+    kind, cause = pooled_engine.describe_end(
+      f'{self._specs[i].name} (environment {i}',
+      e,
+      ended,
+      limit,
+      int(self._head['episode_seed'][i]),
+    )
     self._failures.append(base.Failure(i, int(self.task_ids[i]), cause))
     self._failed[kind] += 1
     self._prompt.pop(i, None)
@@ -453,21 +390,8 @@ class ProcessPool:
       if value < 0:
         raise ValueError(f'{name} is {value}: must be at least 0')
     for engine in self._specs:
-      module, _, function = engine.maker.partition(':')
-      if not (module and function):
-        raise ValueError(
-          f'maker of {engine.name} is {engine.maker!r}: must be package.module:function'
-        )
+      engine.check()
 
   def _check_open(self) -> None:
     if self._closed:
       raise RuntimeError('this ProcessPool was closed')
-
-
-def _exit(status: int) -> str:
-  if status >= 0:
-    return f'its process ended with exit code {status}'
-  try:
-    return f'its process was ended by {signal.Signals(-status).name}'
-  except ValueError:
-    return f'its process was ended by signal {-status}'
