@@ -27,6 +27,8 @@ EXTRAS = {
   # The engine itself needs numpy alone; the rest is for its gymnasium environments.
   'doom': ['vizdoom>=1.3'],
   'plots': ['matplotlib>=3.8'],
+  # Mutual TLS besides needs the program stunnel, from the system's packages.
+  'tls': ['cryptography>=42'],
   'video': ['imageio-ffmpeg>=0.5'],
   'notebooks': ['ipykernel>=6', 'matplotlib>=3.8', 'nbclient>=0.8', 'nbformat>=5.9'],
   'dev': [
@@ -69,6 +71,7 @@ setuptools.setup(
     'psutil>=5.9',
     'pyyaml>=6',
     'rich>=13',
+    'scipy>=1.11',
     'tensorboardX>=2.6',
     'xxhash>=3.4',
   ],

@@ -118,6 +118,7 @@ class Learner:
 class Transport:
   kind: str = 'reverb'
   queue_batches: int = 2  # Capacity of the queue, in batches.
+  tls: bool = False  # Between machines: mutual TLS, with keys made for the run.
   open_port: bool = False  # Go on where the queue's port cannot be kept to loopback.
 
 

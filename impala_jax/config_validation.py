@@ -86,6 +86,11 @@ def validate(config: config_lib.Config, local_devices: int | None = None) -> Non
     'loss.c_clip',
     f'must not exceed loss.rho_clip ({config.loss.rho_clip})',
   )
+  need(
+    not config.transport.tls or config.transport.kind == 'reverb',
+    'transport.tls',
+    f'has no meaning with transport.kind {config.transport.kind!r}',
+  )
   envs = config.actor.envs_per_actor
   need(
     config.actor.inference_batch <= envs,

@@ -11,6 +11,7 @@ from absl import flags
 from experiments import configs
 from impala_jax import config as config_lib
 from impala_jax import config_validation
+from impala_jax.distributed import run_keys
 from impala_jax.environments import registry
 from launch import backends, live_view, local, run_directory
 from launch.backends import backend
@@ -81,6 +82,8 @@ def main(argv: list[str], config_name: str, short: Mapping[str, object]) -> int:
     if not _RESUME.value:
       run_dir = run_directory.create(config, _RUN_DIR.value)
     launches = run_directory.begin(run_dir, config)
+    if config.transport.tls:
+      run_keys.ensure(run_dir / 'keys')
     if engine is not None:
       engine.submit(engine.program(config, run_dir, launches))
       print(f'submitted; look with: python -m launch.manage status {run_dir}')
@@ -88,6 +91,7 @@ def main(argv: list[str], config_name: str, short: Mapping[str, object]) -> int:
   except (
     config_lib.ConfigError,
     run_directory.RunDirectoryError,
+    run_keys.KeysError,
     backend.BackendError,
   ) as e:
     print(f'impala_jax: {e}', file=sys.stderr)

@@ -22,10 +22,12 @@ EXTRAS = {
   'atari',
   'dev',
   'dmlab',
+  'doom',
   'gymnasium',
   'notebooks',
   'plots',
   'reverb',
+  'tls',
   'video',
 }
 # Where the name of the import is not that of the distribution.
@@ -38,6 +40,7 @@ DISTRIBUTIONS = {
   'reverb': 'dm-reverb',
   'tensorflow': 'tensorflow-cpu',
   'tree': 'dm-tree',
+  'yaml': 'pyyaml',
 }
 # Built from sources; see the extra `dmlab` of setup.py.
 NOT_PACKAGED = {'deepmind_lab'}
