@@ -16,6 +16,7 @@ from typing import Any
 
 from impala_jax import actor as actor_lib
 from impala_jax import checkpointing, components, evaluator, learner_loop, metrics
+from impala_jax import config as config_lib
 from impala_jax.distributed import control as control_lib
 from impala_jax.distributed import transport
 from impala_jax.environments import registry
@@ -50,7 +51,7 @@ def run_learner(
         config.queue_capacity,
         control,
         endpoints.Place.from_environment(os.environ),
-        _keys(run_dir),
+        _keys(parts.config, run_dir),
         config.transport.open_port,
       )
     )
@@ -85,7 +86,7 @@ def run_actor(
   if address is None:
     return
   with contextlib.ExitStack() as stack:
-    keys = _keys(run_dir)
+    keys = _keys(parts.config, run_dir)
     client = endpoints.open_control(address['control'], keys)
     stack.callback(client.close)
     writer = stack.enter_context(
@@ -168,7 +169,7 @@ def run_evaluator(
   address = _wait_for_address(run_dir, should_stop)
   if address is None:
     return
-  client = endpoints.open_control(address['control'], _keys(run_dir))
+  client = endpoints.open_control(address['control'], _keys(parts.config, run_dir))
   drive_evaluator(parts, run_dir, client, incarnation, should_stop)
 
 
@@ -211,10 +212,9 @@ def drive_evaluator(
     session.finish(should_stop)
 
 
-def _keys(run_dir: pathlib.Path) -> pathlib.Path | None:
-  """The folder of the run's keys, where it was launched with mutual TLS."""
-  folder = run_dir / 'keys'
-  return folder if folder.exists() else None
+def _keys(config: config_lib.Config, run_dir: pathlib.Path) -> pathlib.Path | None:
+  """Where the run's keys are, if it was launched with mutual TLS."""
+  return run_dir / 'keys' if config.transport.tls else None
 
 
 def _wait_for_goodbye(control: control_lib.Control) -> None:
