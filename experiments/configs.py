@@ -122,6 +122,22 @@ def dmlab30() -> Config:
   )
 
 
+def doom() -> Config:
+  """Nine scenarios of ViZDoom as one agent, on two cores."""
+  return Config(
+    name='doom',
+    environment=Environment(suite='doom', levels=('doom9',), episodic_life=False),
+    network=Network(
+      torso='shallow', hidden=256, lstm=256, frame_stack=1, last_action_reward=True
+    ),
+    loss=Loss(entropy_cost=0.005),
+    optimizer=Optimizer(name='adam', learning_rate=2e-4, epsilon=1e-5),
+    actor=Actor(num_actors=1, envs_per_actor=18),
+    learner=Learner(batch_size=8, total_frames=30_000_000),
+    evaluator=Evaluator(interval=600.0),
+  )
+
+
 def benchmark_shallow() -> Config:
   """What the end-to-end benchmark runs beside its peers: nature network, 512."""
   return Config(
@@ -143,7 +159,7 @@ def benchmark_deep() -> Config:
 
 _CONFIGS: tuple[Callable[[], Config], ...] = (
     small, pong, catch, paper_atari_shallow, paper_atari_deep, paper_dmlab_level,
-    dmlab30, benchmark_shallow, benchmark_deep,
+    dmlab30, doom, benchmark_shallow, benchmark_deep,
 )  # fmt: skip
 
 

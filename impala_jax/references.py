@@ -28,5 +28,5 @@ def find(suite: str, level: str) -> Reference:
     from impala_jax.environments import doom_suite
 
     if (scenario := doom_suite.SCENARIOS.get(level)) is not None:
-      return Reference(level, scenario.random, scenario.reference, 'most possible')
+      return Reference(level, scenario.random, scenario.reference, 'reference')
   return Reference(level)

@@ -23,6 +23,7 @@ HEAVY = (
   'matplotlib',
   'reverb',
   'tensorflow',
+  'vizdoom',
 )
 
 # Each unit imports units of its own layer and of those below.

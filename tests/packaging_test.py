@@ -136,7 +136,7 @@ def test_pins_are_plain_and_sorted(name):
 
 @pytest.mark.parametrize('name', SETS)
 def test_pins_are_what_setup_py_allows(metadata, name):
-  extras = ['', 'atari', 'dev', 'gymnasium', 'plots', 'video']
+  extras = ['', 'atari', 'dev', 'doom', 'gymnasium', 'plots', 'video']
   if name == 'cluster':
     extras.append('reverb')
   pinned = pins(name)

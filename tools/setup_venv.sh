@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 
 set_name=${1:-}
 case "$set_name" in
-  cluster) versions='3.11' need_mb=3200 ;;
-  latest) versions='3.11 3.12 3.13' need_mb=1900 ;;
+  cluster) versions='3.11' need_mb=3400 ;;
+  latest) versions='3.11 3.12 3.13' need_mb=2100 ;;
   *)
     echo "setup: error: set is '$set_name'; allowed: cluster, latest" >&2
     exit 2

@@ -136,7 +136,6 @@ class DmLab(dm_env.Environment):
     self.episode_seed = -1
     self._actions = dmlab_actions.table(action_set)
     self._repeat = action_repeat
-    self._shape = (height, width, 3)
     self._episode_seeds = episode_seeds or _SEEDS
     self._rng = np.random.default_rng(seed)
     self._over = True
@@ -156,6 +155,7 @@ class DmLab(dm_env.Environment):
       if not isinstance(key, str) or not isinstance(value, str):
         raise ValueError(f'config[{key!r}] is {value!r}: both must be str')
       engine_config[key] = value
+    self._shape = (int(engine_config['height']), int(engine_config['width']), 3)
     name = self.level.rsplit('/', 1)[-1]
     self.level_cache = level_cache_lib.open_cache(
       str(level_cache), level_cache_gib, name

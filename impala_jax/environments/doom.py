@@ -25,8 +25,8 @@ from impala_jax.environments import area_average
 _SEEDS = 2**31
 _SHARED_MEMORY = pathlib.Path('/dev/shm')
 # What the engine and its client put there while they meet.
-_SHARED_PREFIXES = ('ViZDoomSM', 'ViZDoomMQCtr', 'ViZDoomMQDoom')
-_STALE = 3600.0  # Seconds; an engine starts within one or two.
+SHARED_PREFIXES = ('ViZDoomSM', 'ViZDoomMQCtr', 'ViZDoomMQDoom')
+_STALE = 300.0  # Seconds; an engine starts within a few.
 _RESOLUTIONS = ((160, 120), (320, 240), (640, 480))  # Of the engine, all 4:3.
 PICTURE_SHAPE = (480, 640, 3)  # Of a `Filmed`.
 
@@ -247,7 +247,7 @@ def sweep_shared_memory(stale: float = _STALE) -> None:
     stale: seconds since the last change of what is removed.
   """
   before = time.time() - stale
-  for prefix in _SHARED_PREFIXES:
+  for prefix in SHARED_PREFIXES:
     for path in _SHARED_MEMORY.glob(prefix + '*'):
       try:
         status = path.lstat()
@@ -285,7 +285,7 @@ def _start(
   except Exception as e:
     raise RuntimeError(f'the engine of {level!r} does not start: {e}') from e
   # Both sides have mapped it by now: without names there is nothing to leak.
-  for prefix in _SHARED_PREFIXES:
+  for prefix in SHARED_PREFIXES:
     (_SHARED_MEMORY / (prefix + game.get_instance_id())).unlink(missing_ok=True)
   return game
 

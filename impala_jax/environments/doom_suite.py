@@ -239,6 +239,8 @@ def _engine(
       'picture': film,
     },
     name=f'doom level {level}',
+    # For one that is killed before it could remove them itself.
+    shared_memory=doom.SHARED_PREFIXES,
   )
 
 

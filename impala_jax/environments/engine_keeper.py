@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from impala_jax.environments import engine_link
 
 _SET_SUBREAPER = 36  # Of prctl.
+_ERRORS = ('Check failed', 'PANIC', 'FATAL', 'Error', 'ERROR')  # In what engines print.
 
 
 class _Keeper:
@@ -139,7 +140,7 @@ class _Keeper:
       report = None
     engine_link.kill_users(directory)  # Those that left the engine's group.
     engine_link.unlink(self._shared.pop(pid, ()))
-    output = _last_lines(pathlib.Path(directory, 'output'))
+    output = _last_words(pathlib.Path(directory, 'output'))
     engine_link.remove(directory)
     self._tell(engine_link.Ended(*engine[:2], status, report, output))
 
@@ -182,14 +183,18 @@ def _children() -> list[int]:
   return found
 
 
-def _last_lines(path: pathlib.Path) -> str:
+def _last_words(path: pathlib.Path) -> str:
+  """The line that names an error, if one does, and the last two lines."""
   try:
     with path.open('rb') as f:
       f.seek(max(0, path.stat().st_size - 4096))
       lines = f.read().decode(errors='replace').splitlines()
   except OSError:
     return ''
-  return ' | '.join([x.strip() for x in lines if x.strip()][-2:])[-300:]
+  lines = [x.strip() for x in lines if x.strip()]
+  # Engines print a trace after it.
+  named = [x[:300] for x in lines if any(w in x for w in _ERRORS)][-1:]
+  return ' | '.join(dict.fromkeys([*named, *lines[-2:]]))[:600]
 
 
 if __name__ == '__main__':

@@ -219,6 +219,27 @@ class TestPlay:
     assert 'doom level take_cover' in failure.cause
     assert 'SIGKILL' in failure.cause
 
+  def test_an_engine_killed_while_it_starts_leaves_no_message_queues(self):
+    shared = lambda: {p.name for p in pathlib.Path('/dev/shm').glob('ViZDoomMQ*')}
+    before = shared()
+    vector = registry.make_vector(make_config('basic', envs=1))
+    try:
+      for seed in range(4):
+        vector.reset(seed)  # Kills what the one before started.
+        deadline = time.monotonic() + 60.0
+        while not self._maps_queues(vector.stats()['pids'][0]):
+          assert time.monotonic() < deadline
+          time.sleep(0.001)
+    finally:
+      vector.close()
+    assert shared() <= before
+
+  def _maps_queues(self, pid):
+    try:
+      return 'ViZDoomMQCtr' in pathlib.Path(f'/proc/{pid}/maps').read_text()
+    except OSError:
+      return False
+
   def test_scene(self, opened):
     config = make_config('basic', 'take_cover')
     scene = opened(registry.make_scene(config, 'take_cover'))

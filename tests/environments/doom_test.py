@@ -331,7 +331,7 @@ class TestWhatIsLeft:
     assert not list(temporary.iterdir())
     assert shared() <= before
 
-  def test_the_engine_ends_with_its_process(self, vizdoom):
+  def test_the_engine_ends_with_its_process(self, vizdoom, tmp_path):
     before = shared()
     script = (
       'import sys, time\n'
@@ -342,7 +342,10 @@ class TestWhatIsLeft:
       'time.sleep(600)\n'
     )
     with subprocess.Popen(
-      [sys.executable, '-c', script], cwd=ROOT, stdout=subprocess.PIPE
+      [sys.executable, '-c', script],
+      cwd=ROOT,
+      env={**os.environ, 'TMPDIR': str(tmp_path)},
+      stdout=subprocess.PIPE,
     ) as process:
       try:
         assert process.stdout.readline() == b'ready\n'
@@ -379,7 +382,7 @@ class TestWhatIsLeft:
 
   def test_sweep(self, tmp_path, monkeypatch):
     monkeypatch.setattr(doom, '_SHARED_MEMORY', tmp_path)
-    old = time.time() - 3700
+    old = time.time() - 400
     for name in ('ViZDoomSMa', 'ViZDoomMQCtra', 'ViZDoomMQDooma', 'other'):
       (tmp_path / name).touch()
       os.utime(tmp_path / name, (old, old))
