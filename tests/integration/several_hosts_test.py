@@ -23,9 +23,7 @@ from launch import run_directory
 from tests import network_namespaces
 
 pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
-if not hasattr(config_lib.Transport(), 'tls'):
-  pytest.skip('this configuration knows no other hosts', allow_module_level=True)
-
+pytestmark = pytest.mark.services
 _START = 300.0  # Seconds for processes to come up on a busy machine.
 _CUT = 30.0  # Seconds that a host is out of reach.
 

@@ -22,6 +22,7 @@ from tests.launch import programs
 ROOT = pathlib.Path(__file__).parents[2]
 
 pytestmark = [
+  pytest.mark.services,
   pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing()),
   pytest.mark.skipif(
     importlib.util.find_spec('reverb') is None, reason='no dm-reverb here'
