@@ -106,9 +106,9 @@ def test_what_is_no_row_is_refused(learner):
   writer = reverb_transport.ReverbWriter(f'localhost:{port}', FORM)
   for number, item in enumerate(strange):
     _send(port, item)
-    # Each may take a row with it that was under way.
-    for i in range(6):
-      writer.write(contract.row(FORM, 6 * number + i), contract.LONG)
+    # Each may take rows with it that were under way; enough must be left for a batch.
+    for i in range(16):
+      writer.write(contract.row(FORM, 16 * number + i), contract.LONG)
   writer.close()
   refused = 0
   while refused < 3:
