@@ -9,4 +9,4 @@ tools/setup_venv.sh cluster || exit 1
 trap 'bazel shutdown' EXIT
 # Outside of Bazel's sandbox, as `make test` runs them: in its user namespace some kernels
 # refuse the filter that keeps Reverb's port to loopback.
-bazel test --strategy=TestRunner=local "${@:-//...}"
+bazel test --strategy=TestRunner=local --flaky_test_attempts=2 "${@:-//...}"

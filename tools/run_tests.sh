@@ -24,6 +24,7 @@ versions = ', '.join(f'{n} {present.get(n, "absent")}' for n in names)
 print(f'\n=== {sys.argv[1]}: Python {platform.python_version()}, {versions}')
 PYTHON
   stage "$set_name: types (mypy)" 600 "$bin/python" -m mypy
-  stage "$set_name: tests (pytest)" 2400 "$bin/python" -m pytest "${pytest_args[@]}"
+  stage "$set_name: tests (pytest)" 2400 tools/pytest_twice.sh "$bin/python" \
+    "${pytest_args[@]}"
 done
 report 'make test'

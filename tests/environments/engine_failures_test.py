@@ -292,7 +292,8 @@ def test_an_engine_that_fails_leaves_nothing(make):
   assert len(before) == 5
   directory = pathlib.Path(pool._link._directory)
   assert (directory / '0.1' / 'tmp' / 'maps' / 'map').exists()
-  assert 'chatters' in (directory / '0.1' / 'output').read_text()
+  output = directory / '0.1' / 'output'
+  assert eventually(lambda: 'chatters' in output.read_text())
   os.kill(pool.stats()['pids'][0], signal.SIGKILL)
   play_until(pool, lambda r: r.restarted)
   assert len(shared_memory()) == 2
