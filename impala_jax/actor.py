@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from impala_jax import patience as patience_lib
-from impala_jax import types, unroll_layout
+from impala_jax import policy_call, types, unroll_layout
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import transport
 from impala_jax.environments import base
@@ -89,16 +89,16 @@ class Actor:
     self._rows = layout.allocate(count)
     self._views = layout.views(self._rows)
     self._position = np.zeros(count, np.int64)  # Next step to write in each row.
-    self._last_action = np.zeros(count, np.int32)
     self._row_version = np.zeros(count, np.int64)
     self._sequence = 0
     # One more row than environments: padding is read from and written to it.
     self._state = agent.initial_state(count + 1)
+    self._last_action = np.zeros(count + 1, np.int32)
     self._key = jax.random.key(seed)
     self._version = -1
     self._params: types.Nest = None
     self._fetch_after = 0
-    self._act = _make_act(agent)
+    self._act = policy_call.make(agent.step)
 
     self.agent_steps = 0
     self.unrolls_sent = 0
@@ -245,18 +245,12 @@ class Actor:
         for part in (slice(cut), slice(cut, None))
       ]
       return [np.concatenate(x) for x in zip(*parts, strict=True)]
-    last_action = self._last_action[ids]
     count = len(ids)
-    missing = self._batch - count
-    if missing:
-      pad = lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)])
-      timestep = jax.tree.map(pad, timestep)
-      last_action = pad(last_action)
-      ids = np.concatenate(
-        [ids, np.full(missing, self._environment.num_envs, ids.dtype)]
-      )
+    ids, timestep = policy_call.padded(
+      ids, timestep, self._batch, self._environment.num_envs
+    )
     self._key, self._state, out = self._act(
-      self._params, self._key, self._state, ids, timestep, last_action
+      self._params, self._key, self._state, ids, timestep, self._last_action[ids]
     )
     return [np.asarray(x)[:count] for x in out]
 
@@ -277,23 +271,3 @@ class Actor:
     # At most one fetch in the time of one unroll of every environment.
     self._fetch_after = self.agent_steps + self._length * self._environment.num_envs
     self.seconds['parameters'] += time.perf_counter() - before
-
-
-def _make_act(agent: agent_lib.Agent) -> Any:
-  """One jitted policy call on the rows `ids` of all environments' states."""
-
-  def act(
-    params: types.Nest,
-    key: jax.Array,
-    states: types.Nest,
-    ids: jax.Array,
-    timestep: types.TimeStep,
-    last_action: jax.Array,
-  ) -> Any:
-    key, sample_key = jax.random.split(key)
-    state = jax.tree.map(lambda s: s[ids], states)
-    out = agent.step(params, sample_key, timestep, last_action, state)
-    states = jax.tree.map(lambda s, new: s.at[ids].set(new), states, out.state)
-    return key, states, (out.action, out.log_prob, out.logits)
-
-  return jax.jit(act, donate_argnums=2)

@@ -7,18 +7,17 @@ occur. An episode whose engine fails is played anew, and the failure is counted.
 """
 
 import concurrent.futures
-import functools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from impala_jax import components, types
+from impala_jax import components, policy_call, types
 from impala_jax.agents import agent as agent_lib
 from impala_jax.environments import base
 
@@ -80,7 +79,7 @@ def play(
   key = jax.random.key(seed)
   last_action = np.zeros(count + 1, np.int32)
   ended: list[base.EpisodeEnd] = []
-  act = _make_act(agent, greedy)
+  act = policy_call.make(agent.greedy_step if greedy else agent.step)
   environment.reset(seed)
   steps = 0
   deadline = time.monotonic() + patience
@@ -103,44 +102,14 @@ def play(
         left[episode.env_id] -= 1
         ended.append(episode)
         on_episode(episode)
-    ids, timestep = _padded(ready, count)
-    key, states, action = act(params, key, states, ids, timestep, last_action[ids])
-    chosen = np.asarray(action)[: len(ready.env_ids)]
+    ids, timestep = policy_call.padded(ready.env_ids, ready.timestep, count, count)
+    key, states, out = act(params, key, states, ids, timestep, last_action[ids])
+    chosen = np.asarray(out[0])[: len(ready.env_ids)]
     last_action[ready.env_ids] = chosen
     steps += 1
     on_step()  # Some environments only have their picture until they get an action.
     environment.send(ready.env_ids, chosen)
   return ended
-
-
-def _padded(ready: base.Ready, count: int) -> tuple[np.ndarray, types.TimeStep]:
-  """Ids and time step of exactly `count` rows; those added have the id `count`."""
-  missing = count - len(ready.env_ids)
-  ids = np.concatenate([ready.env_ids, np.full(missing, count, np.int32)])
-  pad = lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]) if missing else x
-  return ids, jax.tree.map(pad, ready.timestep)
-
-
-@functools.lru_cache(maxsize=4)  # So that each evaluation of a run compiles nothing.
-def _make_act(agent: agent_lib.Agent, greedy: bool) -> Any:
-  """One jitted policy call on the rows `ids` of all environments' states."""
-  choose = agent.greedy_step if greedy else agent.step
-
-  def act(
-    params: types.Nest,
-    key: jax.Array,
-    states: types.Nest,
-    ids: jax.Array,
-    timestep: types.TimeStep,
-    last_action: jax.Array,
-  ) -> Any:
-    key, sample_key = jax.random.split(key)
-    state = jax.tree.map(lambda s: s[ids], states)
-    out = choose(params, sample_key, timestep, last_action, state)
-    states = jax.tree.map(lambda s, new: s.at[ids].set(new), states, out.state)
-    return key, states, out.action
-
-  return jax.jit(act, donate_argnums=2)
 
 
 class LevelResult(NamedTuple):
