@@ -119,7 +119,8 @@ class LearnerLoop:
     self._skipped = 0
     self._actor_seconds: dict[str, float] = {}
     self._actor_share: dict[str, float] = {}
-    self._start = time.monotonic()
+    self._newest: dict[str, jax.Array] = {}  # Figures of the last update.
+    self._start = self._ended = time.monotonic()
     self._mark = (self._start, self.updates)
 
   @property
@@ -139,7 +140,7 @@ class LearnerLoop:
     first = self._learner.snapshot(self._state)
     self._control.publish(self.updates, first.params)
     running: collections.deque[tuple[Any, transport.Batch]] = collections.deque()
-    newest: dict[str, jax.Array] = {}
+    newest = self._newest
     next_record = time.monotonic() + config.metrics_interval
     next_save = time.monotonic() + config.checkpoint_interval
     try:
@@ -162,7 +163,7 @@ class LearnerLoop:
           self._watch.charge('publish')
         now = time.monotonic()
         if now >= next_record:
-          self._record(newest)
+          self._record(newest, now)
           next_record = now + config.metrics_interval
           self._watch.charge('metrics')
         if self._saver is not None and now >= next_save and not self._saver.busy:
@@ -178,7 +179,15 @@ class LearnerLoop:
       self._save()
       self._saver.wait()
       self._watch.charge('checkpoint')
-    self._record(newest)
+    self._newest = newest
+    self._ended = time.monotonic()
+
+  def last_record(self) -> None:
+    """Writes the record of the end: after `run`, once the actors have reported theirs.
+
+    Until then the episodes of a run's last seconds are with the actors.
+    """
+    self._record(self._newest, self._ended)
 
   def _finish(self, item: tuple[Any, transport.Batch]) -> dict[str, jax.Array]:
     figures, batch = item
@@ -198,9 +207,8 @@ class LearnerLoop:
     }
     self._saver.save(self.updates, lambda: learner_lib.to_host(copy), metadata)
 
-  def _record(self, figures: dict[str, jax.Array]) -> None:
+  def _record(self, figures: dict[str, jax.Array], now: float) -> None:
     self._take_events()
-    now = time.monotonic()
     seconds, updates = now - self._mark[0], self.updates - self._mark[1]
     self._mark = (now, self.updates)
     rate = updates * self._config.frames_per_update / max(seconds, 1e-9)
@@ -252,7 +260,7 @@ class LearnerLoop:
         total_frames=self._config.learner.total_frames,
         environment_steps=self._control.total('actor', 'agent_steps'),
         peers=[
-          {'role': p.role, 'index': p.index, 'silent_seconds': now - p.heard}
+          {'role': p.role, 'index': p.index, 'silent_seconds': max(0.0, now - p.heard)}
           for p in self._control.peers()
         ],
       )

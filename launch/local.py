@@ -1,6 +1,5 @@
 """Runs all roles of a configuration on this machine, to the end or to a signal."""
 
-import json
 import pathlib
 import signal
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 from impala_jax import config as config_lib
 from impala_jax.distributed import supervisor as supervisor_lib
+from launch import run_records
 
 _LEARNER_GRACE = 60.0  # Seconds to finish an update, checkpoint and drain.
 _EVALUATION_GRACE = 300.0  # For the last evaluation and the video.
@@ -130,7 +130,4 @@ def _restarts(supervisor: supervisor_lib.Supervisor) -> str:
 
 
 def _status(run_dir: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads((run_dir / 'status.json').read_text())
-  except (OSError, ValueError):
-    return {}
+  return run_records.read_record(run_dir / 'status.json')

@@ -136,17 +136,12 @@ class Supervised:
     self._incarnation += 1
     # Before the process, so that no other may ever get the same number.
     self._write('running')
-    environment = dict(os.environ)
-    environment.update(
-      IMPALA_RUN_DIR=str(self._settings.run_dir),
-      IMPALA_INDEX=str(self._settings.index),
-      IMPALA_INCARNATION=str(self._incarnation),
-      IMPALA_PARENT=str(os.getpid()),
-      PYTHONUNBUFFERED='1',
-      TF_CPP_MIN_LOG_LEVEL='2',  # TensorFlow only carries Reverb here.
+    environment = supervisor_lib.role_environment(
+      self._settings.run_dir,
+      self._settings.role,
+      self._settings.index,
+      self._incarnation,
     )
-    if self._settings.follows:
-      environment['JAX_PLATFORMS'] = 'cpu'  # Accelerators are the learner's.
     self._log.parent.mkdir(exist_ok=True)
     with open(self._log, 'ab') as log:
       self._child = subprocess.Popen(

@@ -99,6 +99,8 @@ def run(
         thread.join(timeout=max(0.0, deadline - time.monotonic()))
       if evaluating is not None:
         evaluating.join()
+    if not failures:
+      loop.last_record()
   if failures:
     raise ActorFailed(f'{type(failures[0]).__name__}: {failures[0]}') from failures[0]
   return loop

@@ -69,6 +69,7 @@ def run_learner(
     control.stop()
     # Actors first: what they confirm while the queue goes away means nothing.
     _wait_for_goodbye(control)
+    loop.last_record()
   logging.info('ended at %d updates, %d frames', loop.updates, loop.frames)
 
 

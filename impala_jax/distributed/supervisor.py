@@ -133,24 +133,34 @@ class Supervisor:
     return [c.name for c in left]
 
   def _start(self, child: Child) -> None:
-    environment = dict(os.environ)
-    environment.update(
-      IMPALA_RUN_DIR=str(self._run_dir),
-      IMPALA_INDEX=str(child.index),
-      IMPALA_INCARNATION=str(child.incarnation),
-      IMPALA_PARENT=str(os.getpid()),
-      PYTHONUNBUFFERED='1',
-      TF_CPP_MIN_LOG_LEVEL='2',  # TensorFlow only carries Reverb here.
+    environment = role_environment(
+      self._run_dir, child.role, child.index, child.incarnation
     )
-    if child.role in ('actor', 'evaluator'):
-      # The learner's accelerator must not be seized by its actors.
-      environment['JAX_PLATFORMS'] = 'cpu'
     with open(child.log, 'ab') as log:
       child.process = subprocess.Popen(
           [sys.executable, '-m', 'impala_jax.distributed.run_role', child.role],
           env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
           start_new_session=True,
       )  # fmt: skip
+
+
+def role_environment(
+  run_dir: pathlib.Path, role: str, index: int, incarnation: int
+) -> dict[str, str]:
+  """Environment variables of a role's process that this process starts."""
+  environment = {
+    **os.environ,
+    'IMPALA_RUN_DIR': str(run_dir),
+    'IMPALA_INDEX': str(index),
+    'IMPALA_INCARNATION': str(incarnation),
+    'IMPALA_PARENT': str(os.getpid()),
+    'PYTHONUNBUFFERED': '1',
+    'TF_CPP_MIN_LOG_LEVEL': '2',  # TensorFlow only carries Reverb here.
+  }
+  if role in ('actor', 'evaluator'):
+    # The learner's accelerator must not be seized by its actors.
+    environment['JAX_PLATFORMS'] = 'cpu'
+  return environment
 
 
 def explain_exit(code: int) -> str:

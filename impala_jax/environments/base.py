@@ -55,6 +55,34 @@ class Ready(NamedTuple):
   failures: Sequence[Failure] = ()  # Of engines, since the last `Ready`.
 
 
+def checked_actions(
+  env_ids: np.ndarray, actions: np.ndarray, num_actions: int, waiting: Sequence[bool]
+) -> tuple[list[int], list[int]]:
+  """What `VectorEnvironment.send` was given, as lists.
+
+  Args:
+    env_ids: [K].
+    actions: [K].
+    num_actions: of the spec.
+    waiting: of each environment, whether it waits for an action.
+
+  Raises:
+    ValueError: an action is out of range, or an environment waits for none.
+  """
+  ids, values = np.asarray(env_ids).tolist(), np.asarray(actions).tolist()
+  if len(ids) != len(values) or not all(0 <= a < num_actions for a in values):
+    raise ValueError(
+      f'actions are {values}: must be {len(ids)} numbers in [0, {num_actions})'
+    )
+  count = len(waiting)
+  if len(set(ids)) != len(ids) or not all(0 <= i < count and waiting[i] for i in ids):
+    raise ValueError(
+      f'env_ids are {ids}: must be distinct and among those that wait for an '
+      f'action, {[i for i in range(count) if waiting[i]]}'
+    )
+  return ids, values
+
+
 class VectorEnvironment(Protocol):
   """`num_envs` environments stepped together or as they become ready.
 

@@ -122,19 +122,9 @@ class ProcessPool:
       ValueError: an action is out of range, or an environment waits for none.
     """
     self._check_open()
-    ids, values = np.asarray(env_ids).tolist(), np.asarray(actions).tolist()
-    n = self.spec.num_actions
-    if len(ids) != len(values) or not all(0 <= a < n for a in values):
-      raise ValueError(f'actions are {values}: must be {len(ids)} numbers in [0, {n})')
     environments = self._environments
-    if len(set(ids)) != len(ids) or not all(
-      0 <= i < self.num_envs and environments[i].waiting for i in ids
-    ):
-      waiting = [i for i, e in enumerate(environments) if e.waiting]
-      raise ValueError(
-        f'env_ids are {ids}: must be distinct and among those that wait for an '
-        f'action, {waiting}'
-      )
+    waiting = [e.waiting for e in environments]
+    ids, values = base.checked_actions(env_ids, actions, self.spec.num_actions, waiting)
     self._action[ids] = values
     now = time.monotonic()
     for i in ids:

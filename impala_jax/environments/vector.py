@@ -59,7 +59,7 @@ class SequentialVector:
     self._return = np.zeros(self.num_envs, np.float64)
     self._length = np.zeros(self.num_envs, np.int64)
     self._pending: list[tuple[int, int | None]] = []  # Environment, action or reset.
-    self._waiting: set[int] = set()
+    self._waiting = [False] * self.num_envs
     self._closed = False
 
   def reset(self, seed: int) -> None:
@@ -71,7 +71,7 @@ class SequentialVector:
         self._environments[i].close()
         self._environments[i] = factory(seed=int(seeds[i]))
     self._pending = [(i, None) for i in range(self.num_envs)]
-    self._waiting.clear()
+    self._waiting = [False] * self.num_envs
 
   def send(self, env_ids: np.ndarray, actions: np.ndarray) -> None:
     """Takes int32 `actions` [K]; they are carried out by `recv`.
@@ -80,16 +80,11 @@ class SequentialVector:
       ValueError: an action is out of range, or an environment waits for none.
     """
     self._check_open()
-    ids, values = np.asarray(env_ids).tolist(), np.asarray(actions).tolist()
-    n = self.spec.num_actions
-    if len(ids) != len(values) or not all(0 <= a < n for a in values):
-      raise ValueError(f'actions are {values}: must be {len(ids)} numbers in [0, {n})')
-    if len(set(ids) & self._waiting) != len(ids):
-      raise ValueError(
-        f'env_ids are {ids}: must be distinct and among those that wait for an '
-        f'action, {sorted(self._waiting)}'
-      )
-    self._waiting.difference_update(ids)
+    ids, values = base.checked_actions(
+      env_ids, actions, self.spec.num_actions, self._waiting
+    )
+    for i in ids:
+      self._waiting[i] = False
     self._pending.extend(zip(ids, values, strict=True))
 
   def recv(self, timeout: float) -> base.Ready:
@@ -116,7 +111,7 @@ class SequentialVector:
       step = environment.reset() if action is None else environment.step(action)
       self._write(timestep, row, step)
       self._count(i, step, episodes)
-      self._waiting.add(i)
+      self._waiting[i] = True
     return base.Ready(np.array([i for i, _ in batch], np.int32), timestep, episodes)
 
   def frame(self) -> np.ndarray | None:

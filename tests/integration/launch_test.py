@@ -57,7 +57,7 @@ def _descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def _role(process: subprocess.Popen[str], role: str) -> psutil.Process:
-  return next(p for p in _descendants(process) if p.cmdline()[-1] == role)
+  return next(p for p in _descendants(process) if p.cmdline()[-1:] == [role])
 
 
 def _finish(process: subprocess.Popen[str], seconds: float = 90.0) -> str:
