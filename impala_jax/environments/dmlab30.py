@@ -5,12 +5,13 @@ random play has 0 and people have 100. The score of the suite is the mean over a
 levels, where each counts for at most 100 ("mean capped") or as it is ("mean uncapped").
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from impala_jax.environments import scoring
 
 # Of the levels' paths in DeepMind Lab; names with it are understood, too.
 PREFIX = 'contributed/dmlab30/'
-_CAP = 100.0
 
 
 class Level(NamedTuple):
@@ -70,6 +71,14 @@ def find(level: str) -> Level | None:
   return _BY_NAME.get(level.removeprefix(PREFIX))
 
 
+def reference(level: str) -> scoring.Reference | None:
+  """What is published of a level; None for one that is not of the suite."""
+  found = find(level)
+  if found is None:
+    return None
+  return scoring.Reference(found.test, found.random, found.human, 'human')
+
+
 def tested_on(level: str) -> str:
   """The version that `level` is tested on; any other name is returned as it is."""
   found = find(level)
@@ -86,15 +95,17 @@ def human_normalised(mean_returns: Mapping[str, float]) -> dict[str, float]:
   Raises:
     ValueError: a level is unknown, or is there in both versions.
   """
-  unknown = [name for name in mean_returns if find(name) is None]
-  if unknown:
+  known = {name: reference(name) for name in mean_returns}
+  if unknown := [name for name, found in known.items() if found is None]:
     raise ValueError(f'not levels of DMLab-30: {", ".join(unknown)}')
   scores: dict[str, float] = {}
-  for name, mean in mean_returns.items():
-    row = _BY_NAME[name.removeprefix(PREFIX)]
-    if row.test in scores:
-      raise ValueError(f'{row.test} is there twice, by its training version, too')
-    scores[row.test] = 100.0 * (float(mean) - row.random) / (row.human - row.random)
+  for name, found in known.items():
+    assert found is not None
+    if found.name in scores:
+      raise ValueError(f'{found.name} is there twice, by its training version, too')
+    score = found.score(float(mean_returns[name]))
+    assert score is not None
+    scores[found.name] = score
   return scores
 
 
@@ -115,10 +126,7 @@ def suite_scores(mean_returns: Mapping[str, float]) -> dict[str, float]:
       f'the score of DMLab-30 needs all {len(LEVELS)} levels; missing: '
       + ', '.join(missing)
     )
-  return {
-    'mean_capped': _mean(min(s, _CAP) for s in by_level.values()),
-    'mean_uncapped': _mean(by_level.values()),
-  }
+  return scoring.of_suite(by_level.values(), len(LEVELS))
 
 
 def scores(mean_returns: Mapping[str, float]) -> dict[str, float]:
@@ -131,14 +139,6 @@ def scores(mean_returns: Mapping[str, float]) -> dict[str, float]:
   there in both versions.
   """
   known = {name: mean for name, mean in mean_returns.items() if find(name)}
-  if not known or len({tested_on(name) for name in known}) < len(known):
+  if len({tested_on(name) for name in known}) < len(known):
     return {}
-  if len(known) == len(LEVELS):
-    return suite_scores(known)
-  partial = _mean(min(s, _CAP) for s in human_normalised(known).values())
-  return {'partial_mean_capped': partial, 'partial_levels': float(len(known))}
-
-
-def _mean(values: Iterable[float]) -> float:
-  found = list(values)
-  return sum(found) / len(found)
+  return scoring.of_suite(human_normalised(known).values(), len(LEVELS))

@@ -185,4 +185,5 @@ SUITE = registry.Suite(
   scene=lambda config, task: _make(config, [task], True),
   resolve=resolve,
   scores=dmlab30.scores,
+  reference=dmlab30.reference,
 )

@@ -15,14 +15,13 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
-from impala_jax.environments import base, doom, process_pool, registry
+from impala_jax.environments import base, doom, process_pool, registry, scoring
 
 GROUP = 'doom9'  # Among `environment.levels`: all scenarios.
 NOT_INSTALLED = (
   'ViZDoom (the Python module vizdoom) is not installed here; get it with: '
   "pip install 'vizdoom==1.3.2'"
 )
-_CAP = 100.0
 
 
 class Scenario(NamedTuple):
@@ -113,20 +112,12 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   return replace(config, environment=replace(config.environment, levels=tuple(levels)))
 
 
-def normalised(mean_returns: Mapping[str, float]) -> dict[str, float]:
-  """Score by level, not capped: random play has 0, the reference 100.
-
-  Raises:
-    ValueError: names the levels that are none of the suite.
-  """
-  unknown = [level for level in mean_returns if level not in SCENARIOS]
-  if unknown:
-    raise ValueError(f'not levels of the suite doom: {", ".join(unknown)}')
-  found = {}
-  for level, mean in mean_returns.items():
-    row = SCENARIOS[level]
-    found[level] = 100.0 * (float(mean) - row.random) / (row.reference - row.random)
-  return found
+def reference(level: str) -> scoring.Reference | None:
+  """What is known of a scenario; None for a level that is none of the suite."""
+  row = SCENARIOS.get(level)
+  if row is None:
+    return None
+  return scoring.Reference(level, row.random, row.reference, 'reference')
 
 
 def scores(mean_returns: Mapping[str, float]) -> dict[str, float]:
@@ -137,14 +128,10 @@ def scores(mean_returns: Mapping[str, float]) -> dict[str, float]:
   With fewer, `partial_mean_capped` over those that are there, and their number,
   `partial_levels`. Other levels do not count.
   """
-  known = {level: mean for level, mean in mean_returns.items() if level in SCENARIOS}
-  if not known:
-    return {}
-  by_level = list(normalised(known).values())
-  capped = float(np.mean(np.minimum(by_level, _CAP)))
-  if len(known) < len(SCENARIOS):
-    return {'partial_mean_capped': capped, 'partial_levels': float(len(known))}
-  return {'mean_capped': capped, 'mean_uncapped': float(np.mean(by_level))}
+  known = [(reference(level), mean) for level, mean in mean_returns.items()]
+  by_level = [known.score(mean) for known, mean in known if known is not None]
+  found = [score for score in by_level if score is not None]
+  return scoring.of_suite(found, len(SCENARIOS))
 
 
 class DoomPool:
@@ -253,4 +240,5 @@ SUITE = registry.Suite(
   scene=lambda config, task: DoomPool(config, [task], film=True),
   resolve=resolve,
   scores=scores,
+  reference=reference,
 )

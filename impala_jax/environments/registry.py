@@ -16,7 +16,7 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
-from impala_jax.environments import base, catch, specs, vector
+from impala_jax.environments import base, catch, scoring, specs, vector
 
 
 class Scene(base.VectorEnvironment, Protocol):
@@ -45,6 +45,8 @@ class Suite(NamedTuple):
   # ...), in the order in which a person wants them. May need all levels of the suite:
   # empty where some are missing.
   scores: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+  # What is known of a level beforehand; None for a level that is not of the suite.
+  reference: Callable[[str], scoring.Reference | None] | None = None
 
 
 # Makes one environment: `make(level, seed=...)`.
@@ -166,6 +168,15 @@ def scores(
   """
   suite = _suite(config.environment.suite)
   return {} if suite.scores is None else suite.scores(mean_returns)
+
+
+def reference(suite: str, level: str) -> scoring.Reference:
+  """What is known beforehand of one of `environment.levels`: perhaps just its name."""
+  try:
+    find = _suite(suite).reference
+  except config_lib.ConfigError:  # A run's own environment, which is not here.
+    find = None
+  return (find and find(level)) or scoring.Reference(level)
 
 
 def random_seed(seed: int, actor_id: int, incarnation: int = 0) -> int:
