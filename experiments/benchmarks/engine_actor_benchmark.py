@@ -75,6 +75,7 @@ def main() -> int:
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--round_s', type=float, default=15.0)
   args = parser.parse_args()
+  os.environ.setdefault('NPROC', '1')  # As launched actors have it.
   name = {'dmlab': 'dmlab30', 'doom': 'doom'}[args.suite]
   config = config_lib.override(
     configs.get(name),
@@ -114,6 +115,7 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
     stop_at[0] = float('inf')
     actor.run(max_unrolls=args.envs)  # All engines are there, all is compiled.
     rates: dict[str, list[float]] = {'bare': [], 'actor': []}
+    milliseconds: dict[str, list[float]] = {'policy': [], 'engines': []}
     for _ in range(args.rounds):
       cpu = trees['bare'].cpu_seconds()
       bare.stdin.write(f'{args.round_s}\n')
@@ -122,11 +124,15 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
       rates['bare'].append(steps / (trees['bare'].cpu_seconds() - cpu))
       # The bare engine is of this tree, too, and waits meanwhile.
       cpu, steps = trees['actor'].cpu_seconds(), actor.agent_steps
+      own = time.process_time()
       stop_at[0] = time.monotonic() + args.round_s
       actor.run()
-      rates['actor'].append(
-        (actor.agent_steps - steps) / (trees['actor'].cpu_seconds() - cpu)
-      )
+      steps = actor.agent_steps - steps
+      own = time.process_time() - own
+      cpu = trees['actor'].cpu_seconds() - cpu
+      rates['actor'].append(steps / cpu)
+      milliseconds['policy'].append(1e3 * own / steps)
+      milliseconds['engines'].append(1e3 * (cpu - own) / steps)
   finally:
     environments.close()
     bare.kill()
@@ -139,6 +145,7 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
     'arguments': vars(args),
     'bare_steps_per_cpu_second': measure.spread(rates['bare'], 1),
     'actor_steps_per_cpu_second': measure.spread(rates['actor'], 1),
+    'cpu_ms_per_agent_step': {k: measure.spread(v) for k, v in milliseconds.items()},
     'actor_over_bare': measure.spread(ratios, 3),
     'wall_share': {k: round(v / total, 3) for k, v in actor.seconds.items()},
     'versions': versions.installed(),

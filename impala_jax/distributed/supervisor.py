@@ -160,6 +160,9 @@ def role_environment(
   if role in ('actor', 'evaluator'):
     # The learner's accelerator must not be seized by its actors.
     environment['JAX_PLATFORMS'] = 'cpu'
+    # XLA's threads for a policy call: with one, no core is woken for a millisecond's
+    # work, which environments and other actors make better use of.
+    environment.setdefault('NPROC', '1')
   return environment
 
 
