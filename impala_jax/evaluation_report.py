@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from impala_jax import config as config_lib
-from impala_jax import evaluator, metrics, playing, references, versions
+from impala_jax import evaluator, metrics, playing, versions
+from impala_jax.environments import registry
 
 _FORMAT = 1
 _DRAWS = 2_000
@@ -127,7 +128,7 @@ def _level(
 ) -> tuple[str, dict[str, Any]]:
   """Name of the level that was played, and its part of the report."""
   trained_on = config.environment.levels[result.task_id]
-  known = references.find(config.environment.suite, trained_on)
+  known = registry.reference(config.environment.suite, trained_on)
   found = statistics(result.returns)
   part: dict[str, Any] = {
     'trained_on': trained_on,

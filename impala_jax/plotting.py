@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from impala_jax import metrics, references
+from impala_jax import metrics
+from impala_jax.environments import registry, scoring
 
 _TRAINING = '#1f77b4'
 _EVALUATION = '#d62728'
@@ -88,7 +89,7 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   )  # fmt: skip
   legend: dict[str, Any] = {}
   for axes, level in zip(grid.flat, levels, strict=False):
-    known = references.find(suite, level)
+    known = registry.reference(suite, level)
     _draw_level(axes, known, training.get(level), evaluated.get(level))
     axes.set_title(level, fontsize=8)
     handles, labels = axes.get_legend_handles_labels()
@@ -129,7 +130,7 @@ def _points(
 
 def _draw_level(
   axes: Any,
-  known: references.Reference,
+  known: scoring.Reference,
   training: list[tuple[float, float]] | None,
   evaluated: list[tuple[float, float]] | None,
 ) -> None:

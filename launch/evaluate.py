@@ -29,7 +29,6 @@ from impala_jax import (
   evaluator,
   metrics,
   playing,
-  references,
   video,
 )
 from impala_jax import config as config_lib
@@ -121,7 +120,9 @@ def _find_tasks(config: config_lib.Config) -> tuple[config_lib.Config, list[int]
   """The configuration as it can be run here, and which of its levels are played."""
   suite, levels = config.environment.suite, config.environment.levels
   # A level is known by the name of its training and of its test version.
-  by_name = {references.find(suite, x).name: x for x in levels} | {x: x for x in levels}
+  by_name = {registry.reference(suite, x).name: x for x in levels} | {
+    x: x for x in levels
+  }
   asked = _LEVELS.value or levels
   unknown = [name for name in asked if name not in by_name]
   if unknown:
@@ -174,7 +175,7 @@ def _run(plan: _Plan) -> int:
   results: list[playing.LevelResult] = []
 
   def name(task_id: int) -> str:
-    return references.find(config.environment.suite, levels[task_id]).name
+    return registry.reference(config.environment.suite, levels[task_id]).name
 
   def write(found: list[playing.LevelResult]) -> dict[str, Any]:
     report = evaluation_report.make(

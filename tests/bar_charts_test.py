@@ -43,7 +43,9 @@ def _texts(axes):
 
 
 def test_scores_of_all_levels_on_one_axis(tmp_path, monkeypatch, figures):
-  suite = registry.Suite(make=None, spec=None, scores=dmlab30.scores)
+  suite = registry.Suite(
+    make=None, spec=None, scores=dmlab30.scores, reference=dmlab30.reference
+  )
   monkeypatch.setitem(registry._suites, 'dmlab', suite)
   half = {x.train: [(x.random + x.human) / 2] * 3 for x in dmlab30.LEVELS}
   half['psychlab_visual_search'] = []

@@ -81,7 +81,9 @@ def test_a_bootstrap_of_too_little_says_nothing():
 @pytest.fixture
 def dmlab_suite(monkeypatch):
   """The scores without the engine."""
-  suite = registry.Suite(make=None, spec=None, scores=dmlab30.scores)
+  suite = registry.Suite(
+    make=None, spec=None, scores=dmlab30.scores, reference=dmlab30.reference
+  )
   monkeypatch.setitem(registry._suites, 'dmlab', suite)
 
 

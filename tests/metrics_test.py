@@ -37,7 +37,9 @@ def test_one_level_needs_no_name():
 
 
 def test_scores_of_a_run(monkeypatch):
-  suite = registry.Suite(make=None, spec=None, scores=dmlab30.scores)
+  suite = registry.Suite(
+    make=None, spec=None, scores=dmlab30.scores, reference=dmlab30.reference
+  )
   monkeypatch.setitem(registry._suites, 'dmlab', suite)
   config = config_lib.Config(environment=config_lib.Environment(suite='dmlab'))
   log = metrics.EpisodeLog(dmlab30.TRAINING_LEVELS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from impala_jax import config as config_lib
-from impala_jax.environments import doom, doom_suite, registry, specs
+from impala_jax.environments import doom, doom_suite, registry, scoring, specs
 
 SCENARIOS = doom_suite.SCENARIOS
 needs_engine = pytest.mark.skipif(
@@ -70,9 +70,8 @@ class TestScores:
 
   def test_by_hand(self):
     # 100 (5 + 211.89) / (101 + 211.89).
-    found = doom_suite.normalised({'basic': 5.0, 'my_way_home': 1.0})
-    assert found['basic'] == pytest.approx(69.318, abs=1e-3)
-    assert found['my_way_home'] == pytest.approx(100.0)
+    assert doom_suite.reference('basic').score(5.0) == pytest.approx(69.318, abs=1e-3)
+    assert doom_suite.reference('my_way_home').score(1.0) == pytest.approx(100.0)
 
   def test_a_level_counts_for_at_most_100_when_capped(self):
     returns = {level: s.random for level, s in SCENARIOS.items()}
@@ -86,12 +85,13 @@ class TestScores:
     found = doom_suite.scores({'my_way_home': 1.0, 'mine': 7.0})
     assert found == {'partial_mean_capped': 100.0, 'partial_levels': 1.0}
     assert doom_suite.scores({'mine': 7.0}) == {}
-    with pytest.raises(ValueError, match='not levels of the suite doom: mine'):
-      doom_suite.normalised({'basic': 0.0, 'mine': 7.0})
+    assert doom_suite.reference('mine') is None
 
   def test_by_the_registry(self):
     returns = {level: s.random for level, s in SCENARIOS.items()}
     assert registry.scores(make_config(), returns)['mean_capped'] == 0.0
+    assert registry.reference('doom', 'basic').full_is == 'reference'
+    assert registry.reference('doom', 'mine') == scoring.Reference('mine')
 
   def test_references_are_far_from_random(self):
     for scenario in SCENARIOS.values():
