@@ -22,8 +22,6 @@ from impala_jax import (
 from impala_jax.agents import agent as agent_lib
 from impala_jax.environments import base
 
-play = playing.play  # Part of this module's interface.
-
 
 class Policy(NamedTuple):
   """Parameters out of a checkpoint."""

@@ -13,7 +13,7 @@ import dm_env
 import jax
 import numpy as np
 
-from impala_jax import components, evaluator, learner, types
+from impala_jax import components, learner, playing, types
 from impala_jax import config as config_lib
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import all_in_one
@@ -118,7 +118,7 @@ def evaluate(
   chosen = level or result.config.environment.levels[0]
   vector = result.parts.make_evaluation(chosen, episodes)
   try:
-    played = evaluator.play(
+    played = playing.play(
       result.agent, result.params, vector, seed=seed, greedy=greedy
     )
   finally:

@@ -24,7 +24,7 @@ from impala_jax import config as config_lib
 from impala_jax.distributed import local_transport, transport
 
 
-class _Constant:
+class Constant:
   """Parameters that never change."""
 
   def __init__(self, params: types.Nest):
@@ -58,14 +58,14 @@ def main() -> int:
 
 def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str, Any]:
   queue = local_transport.LocalTransport(parts.layout, 8, 64)
-  drain = threading.Thread(target=_drain, args=(queue,), daemon=True)
+  drain = threading.Thread(target=empty, args=(queue,), daemon=True)
   drain.start()
   length = parts.config.actor.unroll_length
   bare = parts.make_environments(0)
   bare.reset(1)
   actor = actor_lib.Actor(
     parts.agent, parts.make_environments(0), parts.layout, queue.writer(),
-    _Constant(jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))),
+    Constant(jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))),
     unroll_length=length, inference_batch=args.inference_batch,
   )  # fmt: skip
   actor.run(max_unrolls=args.envs)  # Compiles.
@@ -108,7 +108,8 @@ def _bare(environment: Any, steps: int) -> float:
   return 1e3 * (time.process_time() - cpu) / done
 
 
-def _drain(queue: local_transport.LocalTransport) -> None:
+def empty(queue: local_transport.LocalTransport) -> None:
+  """Reads what comes and forgets it, until the queue is closed."""
   while True:
     try:
       queue.read(timeout=1.0).release()

@@ -88,7 +88,7 @@ def main() -> int:
 
 def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str, Any]:
   queue = local_transport.LocalTransport(parts.layout, 4, 16)
-  threading.Thread(target=actor_benchmark._drain, args=(queue,), daemon=True).start()
+  threading.Thread(target=actor_benchmark.empty, args=(queue,), daemon=True).start()
   bare = subprocess.Popen(
     [sys.executable, '-c', _BARE, args.suite, args.level], text=True,
     stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -100,7 +100,7 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
   stop_at = [0.0]
   actor = actor_lib.Actor(
     parts.agent, environments, parts.layout, queue.writer(),
-    actor_benchmark._Constant(params),
+    actor_benchmark.Constant(params),
     unroll_length=parts.config.actor.unroll_length,
     inference_batch=args.inference_batch,
     should_stop=lambda: time.monotonic() > stop_at[0], environment_patience=600.0,

@@ -6,7 +6,7 @@ give every `DmLab` a process of its own (`process_pool`, by `dmlab_suite`).
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dm_env
@@ -99,6 +99,7 @@ class DmLab(dm_env.Environment):
     level: the engine's name of it.
     episode_seed: of the episode that runs, set before the engine begins it; -1 before
       the first.
+    on_episode_seed: called with that seed when it is set.
     level_cache: the `LevelCache`, or None.
 
   Raises:
@@ -134,6 +135,7 @@ class DmLab(dm_env.Environment):
       raise ValueError(missing)
     self.level = level_path(level)
     self.episode_seed = -1
+    self.on_episode_seed: Callable[[int], None] = lambda seed: None
     self._actions = dmlab_actions.table(action_set)
     self._repeat = action_repeat
     self._episode_seeds = episode_seeds or _SEEDS
@@ -175,6 +177,7 @@ class DmLab(dm_env.Environment):
     self._check_open()
     self._over = True
     self.episode_seed = episode_seed
+    self.on_episode_seed(episode_seed)
     try:
       self._lab.reset(seed=episode_seed)
     except RuntimeError as e:

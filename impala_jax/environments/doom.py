@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dm_env
@@ -104,6 +104,7 @@ class Doom(dm_env.Environment):
     level: as given.
     episode_seed: of the episode that runs, set before the engine begins it; -1 before
       the first.
+    on_episode_seed: called with that seed when it is set.
 
   Raises:
     ImportError: there is no `vizdoom`.
@@ -128,6 +129,7 @@ class Doom(dm_env.Environment):
       raise ValueError(problem)
     self.level = level
     self.episode_seed = -1
+    self.on_episode_seed: Callable[[int], None] = lambda seed: None
     self._rng = np.random.default_rng(seed)
     self._repeat = action_repeat
     self._scale = reward_scale
@@ -149,6 +151,7 @@ class Doom(dm_env.Environment):
 
   def reset(self) -> dm_env.TimeStep:
     self.episode_seed = int(self._rng.integers(_SEEDS))
+    self.on_episode_seed(self.episode_seed)
     self._game.set_seed(self.episode_seed)
     self._game.new_episode()
     self._over = False

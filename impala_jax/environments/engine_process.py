@@ -124,6 +124,8 @@ class _Engine:
     given = specs.environment_spec(environment)
     if given != job.spec:
       raise ValueError(f'{job.maker} made {given}: its pool expects {job.spec}')
+    if hasattr(environment, 'on_episode_seed'):
+      environment.on_episode_seed = lambda seed: head.__setitem__('episode_seed', seed)
     self._record_shared_memory()
     write = _Writer(slot, job.spec)
     over = True
@@ -131,6 +133,7 @@ class _Engine:
     while True:
       if over:
         self._phase = 'reset'
+        head['episode_seed'] = NO_SEED  # Not that of the episode before.
         step = environment.reset()
         head['episode_seed'] = self._episode_seed()
         self._trim_output()

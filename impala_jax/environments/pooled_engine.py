@@ -22,9 +22,11 @@ class EngineSpec:
   Attributes:
     maker: `package.module:function`, called in the process with `seed`, an int in
       [0, 2^31), and `kwargs`. It returns a `dm_env.Environment` whose attribute
-      `episode_seed`, where there is one, is named when a step fails. What it raises of
-      ValueError, TypeError, ImportError and AttributeError is taken for a mistake of
-      the caller.
+      `episode_seed`, where there is one, is named when a step fails. Where it has an
+      attribute `on_episode_seed`, that is set to a function which the environment
+      calls with an episode's seed before its engine begins it, so that the seed can be
+      named when that ends the process. What the maker raises of ValueError, TypeError,
+      ImportError and AttributeError is taken for a mistake of the caller.
     kwargs: can be pickled.
     name: for errors, for example the level.
     shared_memory: prefixes of the names that the engine makes in /dev/shm, to be
@@ -107,9 +109,7 @@ def describe_end(
     phase = report.get('phase') or PHASES.get(engine.state, 'between steps')
     how = report.get('text') or _exit(ended.status)
   seeds = f'seed {engine.seed}'
-  # An engine that died in a reset may have had the next one already.
-  known = episode_seed if phase == 'step' else engine_process.NO_SEED
-  seed = report.get('episode_seed', known)
+  seed = report.get('episode_seed', episode_seed)
   if seed != engine_process.NO_SEED:
     seeds += f', episode seed {seed}'
   cause = f'{name}, {seeds}): {how} ({phase})'

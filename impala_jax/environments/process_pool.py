@@ -22,16 +22,13 @@ from impala_jax.environments import (
   pooled_engine,
 )
 
-NO_SEED = engine_process.NO_SEED
 _WINDOW = 600.0  # Seconds in which `max_restarts` counts.
 _LOOK = 0.2  # Seconds between looks at deadlines and due restarts.
 _SLOWER = 3.0  # Steps that take so many times the usual are not waited for,
 _GRACE = 0.02  # but so many seconds are always granted.
 _MAX_BACKOFF = 60.0  # Seconds.
 
-
 EngineSpec = pooled_engine.EngineSpec
-State = pooled_engine.State
 
 
 class ProcessPool:
@@ -130,15 +127,15 @@ class ProcessPool:
     for i in ids:
       e = environments[i]
       e.waiting = False
-      if e.state is State.IDLE:
+      if e.state is pooled_engine.State.IDLE:
         e.sent_at = now
         if e.over:
-          e.state, e.deadline = State.RESETTING, now + self._reset_timeout
+          e.state, e.deadline = pooled_engine.State.RESETTING, now + self._reset_timeout
         else:
-          e.state, e.deadline = State.STEPPING, now + self._step_timeout
+          e.state, e.deadline = pooled_engine.State.STEPPING, now + self._step_timeout
           self._prompt[i] = now
         self._link.command(i, e.generation)
-      elif e.state is State.READY:
+      elif e.state is pooled_engine.State.READY:
         # The engine was replaced meanwhile: the action was for its predecessor.
         self._ready.append(i)
 
@@ -206,7 +203,10 @@ class ProcessPool:
     states: of each environment, in words.
     pids: processes of the engines that run, else 0.
     """
-    running = [e.state not in (State.ABSENT, State.ENDING) for e in self._environments]
+    running = [
+      e.state not in (pooled_engine.State.ABSENT, pooled_engine.State.ENDING)
+      for e in self._environments
+    ]
     return {
       'restarts': self._restarts,
       'failures': dict(self._failed),
@@ -238,11 +238,11 @@ class ProcessPool:
     e = self._environments[i]
     if generation != e.generation or e.state not in pooled_engine.PHASES:
       return  # An engine that was given up.
-    if e.state is State.STEPPING:
+    if e.state is pooled_engine.State.STEPPING:
       self._prompt.pop(i, None)
       # Bounded, so that one slow step does not change what is usual.
       self._usual += 0.02 * (min(now - e.sent_at, self._grace()) - self._usual)
-    e.state, e.deadline = State.READY, np.inf
+    e.state, e.deadline = pooled_engine.State.READY, np.inf
     if not e.waiting:
       self._ready.append(i)
 
@@ -260,7 +260,7 @@ class ProcessPool:
     outcomes = zip(batch, step_type.tolist(), reward.tolist(), strict=True)
     for row, (i, kind, raw_reward) in enumerate(outcomes):
       e = self._environments[i]
-      e.state, e.waiting = State.IDLE, True
+      e.state, e.waiting = pooled_engine.State.IDLE, True
       e.over = kind == types.StepType.LAST
       if kind == types.StepType.FIRST:
         e.episode_return, e.length = 0.0, 0
@@ -289,9 +289,9 @@ class ProcessPool:
       draw = np.random.SeedSequence([self._seed, i, e.restarts]).generate_state(1)
       e.seed = int(draw[0]) % 2**31
       e.generation += 1
-      e.state, e.deadline = State.STARTING, now + self._reset_timeout
+      e.state, e.deadline = pooled_engine.State.STARTING, now + self._reset_timeout
       self._head['pid'][i] = 0
-      self._head['episode_seed'][i] = NO_SEED
+      self._head['episode_seed'][i] = engine_process.NO_SEED
       starts.append(
         engine_link.Start(i, e.generation, e.seed, spec.name, spec.shared_memory)
       )
@@ -303,15 +303,15 @@ class ProcessPool:
     for i, e in enumerate(self._environments):
       if e.deadline > now:
         continue
-      if e.state is State.ABSENT:
+      if e.state is pooled_engine.State.ABSENT:
         e.restarts += 1
         e.fresh = True
         due.append(i)
-      elif e.state is State.ENDING:  # It cannot even be killed.
+      elif e.state is pooled_engine.State.ENDING:  # It cannot even be killed.
         self._ended(engine_link.Ended(i, e.generation, -signal.SIGKILL, None, ''), now)
       else:
         e.phase = pooled_engine.PHASES[e.state]
-        e.state, e.deadline = State.ENDING, now + 10.0
+        e.state, e.deadline = pooled_engine.State.ENDING, now + 10.0
         self._prompt.pop(i, None)
         hung.append((i, e.generation))
     if hung:
@@ -325,7 +325,7 @@ class ProcessPool:
     """An engine's process is no more: there will be another."""
     i = ended.env_id
     e = self._environments[i]
-    if ended.generation != e.generation or e.state is State.ABSENT:
+    if ended.generation != e.generation or e.state is pooled_engine.State.ABSENT:
       return  # One that was given up.
     limit = self._step_timeout if e.phase == 'step' else self._reset_timeout
     kind, cause = pooled_engine.describe_end(
@@ -352,7 +352,7 @@ class ProcessPool:
         f'{self._max_restarts} are allowed'
       )
     backoff = 0.0 if count == 1 else min(_MAX_BACKOFF, 2.0 ** (count - 2))
-    e.state, e.deadline = State.ABSENT, now + backoff
+    e.state, e.deadline = pooled_engine.State.ABSENT, now + backoff
     self._look_at = min(self._look_at, e.deadline)
 
   def _why_none(self, timeout: float) -> str:

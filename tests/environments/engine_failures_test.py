@@ -131,7 +131,9 @@ def test_a_failure_in_step(make, tmp_path, how, kind, text):
   assert ready.episodes == [(0, 6.0, 3, False, 0)]
 
 
-@pytest.mark.parametrize('how', ['abort', 'exit', 'exception', 'hang', 'order'])
+@pytest.mark.parametrize(
+  'how', ['abort', 'exit', 'exception', 'hang', 'order', 'segfault']
+)
 def test_a_failure_in_reset(make, tmp_path, how):
   once = str(tmp_path / 'once')
   failing = engines.spec('failing', how=how, at=(1, 0), once=once, lengths=(2,))
@@ -141,9 +143,8 @@ def test_a_failure_in_reset(make, tmp_path, how):
   (failure,) = ready.failures
   assert '(reset)' in failure.cause
   assert ('no answer in 5 s' in failure.cause) == (how == 'hang')
-  # Where the process could not tell, the last known seed may be the wrong one.
-  told = how in ('exception', 'order')
-  assert ('episode seed 101' in failure.cause) == told
+  # Where the environment did not tell, the last known seed would be the wrong one.
+  assert ('episode seed 101' in failure.cause) == (how != 'segfault')
   assert 'episode seed 100' not in failure.cause
 
 

@@ -67,6 +67,7 @@ class _Failing(counting.CountingEnvironment):
 
   def __init__(self, how, at, once, **kwargs):
     super().__init__(**kwargs)
+    self.on_episode_seed = lambda seed: None
     self._how = how
     self._at = tuple(at)  # Episode and step; step 0 is the reset.
     self._once = once
@@ -77,6 +78,8 @@ class _Failing(counting.CountingEnvironment):
 
   def reset(self):
     step = super().reset()
+    if self._how != 'segfault':  # Then nobody knows it.
+      self.on_episode_seed(self.episode_seed)
     return self._perhaps(step)
 
   def step(self, action):
