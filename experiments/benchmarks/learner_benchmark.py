@@ -20,21 +20,26 @@ from impala_jax import losses, optimizers, types, unroll_layout, versions
 from impala_jax.agents import agent as agent_lib
 
 
+def parser() -> argparse.ArgumentParser:
+  """Of what `make` takes, too."""
+  found = argparse.ArgumentParser(description=__doc__)
+  found.add_argument('--torso', default='nature', choices=config_lib.TORSOS)
+  found.add_argument('--hidden', type=int, default=512)
+  found.add_argument('--lstm', type=int, default=0)
+  found.add_argument('--frame_stack', type=int, default=4)
+  found.add_argument('--frame', default='84,84,1', help='height,width,channels')
+  found.add_argument('--unroll', type=int, default=20)
+  found.add_argument('--batch', type=int, default=8)
+  found.add_argument('--dtype', default='float32', choices=config_lib.DTYPES)
+  found.add_argument('--repeats', type=int, default=7)
+  found.add_argument('--updates', type=int, default=2, help='per repeat')
+  return found
+
+
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--torso', default='nature', choices=config_lib.TORSOS)
-  parser.add_argument('--hidden', type=int, default=512)
-  parser.add_argument('--lstm', type=int, default=0)
-  parser.add_argument('--frame_stack', type=int, default=4)
-  parser.add_argument('--frame', default='84,84,1', help='height,width,channels')
-  parser.add_argument('--unroll', type=int, default=20)
-  parser.add_argument('--batch', type=int, default=8)
-  parser.add_argument('--dtype', default='float32', choices=config_lib.DTYPES)
-  parser.add_argument('--repeats', type=int, default=7)
-  parser.add_argument('--updates', type=int, default=2, help='per repeat')
-  args = parser.parse_args()
-  learner, layout = _make(args)
-  batches = [_rows(layout, args.batch, seed) for seed in range(3)]
+  args = parser().parse_args()
+  learner, layout = make(args)
+  batches = [random_rows(layout, args.batch, seed) for seed in range(3)]
   state = learner.init(0)
   start = time.perf_counter()
   state, _, figures = learner.update(state, learner.put(batches[0]))
@@ -69,7 +74,7 @@ def main() -> int:
   return 0
 
 
-def _make(
+def make(
   args: argparse.Namespace,
 ) -> tuple[learner_lib.Learner, unroll_layout.UnrollLayout]:
   shape = tuple(int(x) for x in args.frame.split(','))
@@ -91,7 +96,9 @@ def _make(
   return learner, layout
 
 
-def _rows(layout: unroll_layout.UnrollLayout, batch: int, seed: int) -> np.ndarray:
+def random_rows(
+  layout: unroll_layout.UnrollLayout, batch: int, seed: int
+) -> np.ndarray:
   """Random frames, rewards and actions; one episode ends in every other unroll."""
   rng = np.random.default_rng(seed)
   rows = layout.allocate(batch)

@@ -1,0 +1,165 @@
+"""The short benchmarks that a CI job compares with a baseline.
+
+Each case is set up once and then does the same work whenever it is called; what it
+costs is compared with `reference`, work that no change to this package alters.
+"""
+
+import importlib.util
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks import (
+  actor_benchmark,
+  learner_benchmark,
+  transport_benchmark,
+)
+from impala_jax import actor as actor_lib
+from impala_jax import components, vtrace
+from impala_jax import config as config_lib
+from impala_jax.distributed import local_transport, transport
+
+Work = Callable[[], None]
+
+
+class Case(NamedTuple):
+  """A piece of work.
+
+  Attributes:
+    about: what it is, for people.
+    set_up: compiles and allocates; returns the work and what gives all up again.
+    available: whether it can run here.
+  """
+
+  about: str
+  set_up: Callable[[], tuple[Work, Work]]
+  available: Callable[[], bool] = lambda: True
+
+
+def reference() -> None:
+  """Fixed work on one core: sorting, memory and the interpreter."""
+  for _ in range(2):
+    np.sort(_NUMBERS)
+    for _ in range(4):
+      np.add(_BLOCK, 1.0, out=_BLOCK)
+  total = 0
+  for i in range(200_000):
+    total += i & 3
+
+
+_NUMBERS = np.random.default_rng(0).random(300_000)
+_BLOCK = np.zeros(1_000_000)
+
+
+def _learner(torso: str, batch: int, updates: int) -> tuple[Work, Work]:
+  arguments = ['--torso', torso, '--batch', str(batch)]
+  options = learner_benchmark.parser().parse_args(arguments)
+  learner, layout = learner_benchmark.make(options)
+  rows = learner_benchmark.random_rows(layout, batch, 0)
+  state = learner.init(0)
+
+  def work() -> None:
+    nonlocal state
+    for _ in range(updates):
+      state, _, figures = learner.update(state, learner.put(rows))
+    jax.block_until_ready(figures)
+
+  return work, lambda: None
+
+
+def _vtrace() -> tuple[Work, Work]:
+  rng = np.random.default_rng(0)
+  draw = lambda: jnp.asarray(rng.normal(size=(100, 32)), jnp.float32)
+  arguments = (draw(), jnp.full((100, 32), 0.99), draw(), draw(), draw())
+  call = jax.jit(vtrace.vtrace)
+
+  def work() -> None:
+    for _ in range(200):
+      found = call(*arguments)
+    jax.block_until_ready(found)
+
+  return work, lambda: None
+
+
+def _actor() -> tuple[Work, Work]:
+  """An actor whose environments and network cost next to nothing."""
+  parts = components.build(
+    config_lib.override(
+      config_lib.Config(),
+      ['environment.suite=catch', 'environment.levels=catch', 'network.torso=mlp',
+       'network.hidden=16', 'network.frame_stack=1', 'environment.action_repeat=1',
+       'actor.envs_per_actor=16'],
+    )
+  )  # fmt: skip
+  queue = local_transport.LocalTransport(parts.layout, 8, 64)
+  threading.Thread(target=actor_benchmark.empty, args=(queue,), daemon=True).start()
+  environments = parts.make_environments(0)
+  params = jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))
+  actor = actor_lib.Actor(
+    parts.agent, environments, parts.layout, queue.writer(),
+    actor_benchmark.Constant(params), unroll_length=parts.config.actor.unroll_length,
+  )  # fmt: skip
+
+  def end() -> None:
+    queue.close()
+    environments.close()
+
+  return lambda: actor.run(max_unrolls=16), end
+
+
+def _through(reader: transport.Reader, writer: transport.Writer) -> tuple[Work, Work]:
+  batches, size = 4, 4
+  sequence = 0
+  form = transport_benchmark.layout()
+  rows = transport_benchmark.make_rows(form, 'smooth')
+
+  def work() -> None:
+    nonlocal sequence
+    for _ in range(batches):
+      for row in rows[:size]:
+        form.seal(row, actor_id=0, incarnation=0, sequence=sequence, version=0)
+        writer.write(row, 60.0)
+        sequence += 1
+      reader.read(60.0).release()
+
+  def end() -> None:
+    writer.close()
+    reader.close()
+
+  return work, end
+
+
+def _local() -> tuple[Work, Work]:
+  queue = local_transport.LocalTransport(transport_benchmark.layout(), 4, 8)
+  return _through(queue, queue.writer())
+
+
+def _reverb() -> tuple[Work, Work]:
+  from impala_jax.distributed import reverb_transport
+
+  form = transport_benchmark.layout()
+  reader = reverb_transport.ReverbReader(form, 4, 8)
+  writer = reverb_transport.ReverbWriter(f'localhost:{reader.port}', form)
+  return _through(reader, writer)
+
+
+CASES = {
+  'learner_shallow': Case(
+    'update of the shallow network, 4 unrolls of 20', lambda: _learner('nature', 4, 2)
+  ),
+  'learner_deep': Case(
+    'update of the deep network, 2 unrolls of 20', lambda: _learner('deep', 2, 1)
+  ),
+  'vtrace': Case('V-trace of 32 unrolls of 100, 200 times', _vtrace),
+  'actor': Case('an actor on 16 games of Catch, 16 unrolls', _actor),
+  'local': Case('16 unrolls of 2.1 MB through the local queue', _local),
+  'reverb': Case(
+    '16 unrolls of 2.1 MB through Reverb',
+    _reverb,
+    lambda: importlib.util.find_spec('reverb') is not None,
+  ),
+}
