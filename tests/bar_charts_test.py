@@ -8,18 +8,7 @@ from impala_jax import bar_charts, evaluation_report, evaluator, playing
 from impala_jax import config as config_lib
 from impala_jax.environments import base, dmlab30, registry
 
-pyplot = pytest.importorskip('matplotlib.pyplot')
-
-
-@pytest.fixture
-def figures(monkeypatch):
-  """Keeps what would be closed."""
-  monkeypatch.setattr(pyplot, 'close', lambda figure: None)
-  before = set(pyplot.get_fignums())
-  yield lambda: [pyplot.figure(n) for n in pyplot.get_fignums() if n not in before]
-  monkeypatch.undo()
-  for number in set(pyplot.get_fignums()) - before:
-    pyplot.close(number)
+pytest.importorskip('matplotlib')
 
 
 def _report(suite, returns_by_level, errors=()):

@@ -6,18 +6,7 @@ import pytest
 
 from impala_jax import plotting
 
-pyplot = pytest.importorskip('matplotlib.pyplot')
-
-
-@pytest.fixture
-def figures(monkeypatch):
-  """Keeps what would be closed."""
-  monkeypatch.setattr(pyplot, 'close', lambda figure: None)
-  before = set(pyplot.get_fignums())
-  yield lambda: [pyplot.figure(n) for n in pyplot.get_fignums() if n not in before]
-  monkeypatch.undo()
-  for number in set(pyplot.get_fignums()) - before:
-    pyplot.close(number)
+pytest.importorskip('matplotlib')
 
 
 def _write(run_dir, levels=(), suite='atari', count=5, evaluations=True):

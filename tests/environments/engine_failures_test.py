@@ -15,26 +15,9 @@ import pytest
 
 from impala_jax.environments import base, engine_link
 from tests.environments import failing_engines as engines
+from tests.environments.failing_engines import act
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def make():
-  """Makes pools that are closed after the test."""
-  made = []
-
-  def make_pool(*args, **kwargs):
-    made.append(engines.pool(*args, **kwargs))
-    return made[-1]
-
-  yield make_pool
-  for pool in made:
-    pool.close()
-
-
-def act(pool, env_ids):
-  pool.send(np.asarray(env_ids, np.int32), np.zeros(len(env_ids), np.int32))
 
 
 def play_until(pool, done, limit=60.0):

@@ -302,6 +302,10 @@ def pool(engines, observations=COUNTING, **kwargs):
   )
 
 
+def act(pool, env_ids, action=0):
+  pool.send(np.asarray(env_ids, np.int32), np.full(len(env_ids), action, np.int32))
+
+
 def make_and_wait(how):
   """The main of a process that a test kills: says when its engines run, then waits."""
   made = pool(

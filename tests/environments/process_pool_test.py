@@ -9,6 +9,7 @@ from impala_jax import types
 from impala_jax.environments import base, catch, process_pool, specs
 from tests import counting
 from tests.environments import failing_engines as engines
+from tests.environments.failing_engines import act
 
 MIXED = types.EnvironmentSpec(
   {
@@ -19,20 +20,6 @@ MIXED = types.EnvironmentSpec(
 )
 
 
-@pytest.fixture
-def make():
-  """Makes pools that are closed after the test."""
-  made = []
-
-  def make_pool(*args, **kwargs):
-    made.append(engines.pool(*args, **kwargs))
-    return made[-1]
-
-  yield make_pool
-  for pool in made:
-    pool.close()
-
-
 def recv_all(pool, count=None, timeout=60.0):
   """Receives until `count` environments (default all) came; their observations."""
   found = {}
@@ -40,10 +27,6 @@ def recv_all(pool, count=None, timeout=60.0):
     ready = pool.recv(timeout)
     found.update(zip(ready.env_ids.tolist(), ready.timestep.observation, strict=True))
   return found
-
-
-def act(pool, env_ids, action=0):
-  pool.send(np.asarray(env_ids, np.int32), np.full(len(env_ids), action, np.int32))
 
 
 @pytest.mark.parametrize('max_ready', [0, 2])
@@ -114,25 +97,14 @@ def test_every_action_reaches_its_environment_and_no_step_is_lost(make, max_read
     pool.send(ready.env_ids, actions.astype(np.int32))
 
 
-def test_a_slow_reset_holds_up_nobody(make):
-  """The first environment's second episode begins long after this test ends."""
+@pytest.mark.parametrize(
+  ('slow', 'lengths', 'played', 'state'),
+  [('slow_to_reset', (2,), 3, 'in reset'), ('slow_to_step', (5,), 2, 'in step')],
+)
+def test_a_slow_engine_holds_up_nobody(make, slow, lengths, played, state):
+  """The first environment's second episode, or step, takes longer than this test."""
   pool = make(
-    [engines.spec('slow_to_reset', seconds=3600, lengths=(2,))]
-    + [engines.spec('count', env_id=i, lengths=(5,)) for i in (1, 2)]
-  )
-  pool.reset(0)
-  steps = np.zeros(3, int)
-  while steps[1:].min() < 300:
-    ready = pool.recv(60.0)
-    steps[ready.env_ids] += 1
-    act(pool, ready.env_ids)
-  assert steps[0] == 3
-  assert pool.stats()['states'][0] == 'in reset'
-
-
-def test_a_step_much_slower_than_others_holds_up_nobody(make):
-  pool = make(
-    [engines.spec('slow_to_step', seconds=3600)]
+    [engines.spec(slow, seconds=3600, lengths=lengths)]
     + [engines.spec('count', env_id=i) for i in (1, 2)]
   )
   pool.reset(0)
@@ -141,8 +113,8 @@ def test_a_step_much_slower_than_others_holds_up_nobody(make):
     ready = pool.recv(60.0)
     steps[ready.env_ids] += 1
     act(pool, ready.env_ids)
-  assert steps[0] == 2
-  assert pool.stats()['states'][0] == 'in step'
+  assert steps[0] == played
+  assert pool.stats()['states'][0] == state
 
 
 def test_steps_are_waited_for(make):
