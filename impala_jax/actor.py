@@ -28,6 +28,8 @@ class ParameterSource(Protocol):
   def fetch(self, have_version: int) -> tuple[int, types.Nest] | None:
     """The newest (version, parameters), or None where `have_version` is newest.
 
+    A learner that came back from a checkpoint gives a lower version than before.
+
     Raises:
       transport.TransportError: out of reach (after a bounded wait).
     """
@@ -49,6 +51,8 @@ class Actor:
     inference_batch: rows of a policy call; fewer are padded. 0: all environments.
     send_logits: the layout has behaviour logits.
     should_stop: asked at least every second; ends `run`.
+    max_lag: updates after which the learner refuses an unroll, 0 for never. No unroll
+      is begun with parameters older than a quarter of that.
     patience: seconds without the learner after which the actor gives up.
     environment_patience: seconds without any environment after which it does.
   """
@@ -68,6 +72,7 @@ class Actor:
     inference_batch: int = 0,
     send_logits: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    max_lag: int = 0,
     patience: float = 120.0,
     environment_patience: float = 120.0,
   ):
@@ -80,6 +85,7 @@ class Actor:
     self._incarnation = incarnation
     self._seed = seed
     self._send_logits = send_logits
+    self._max_lag = max_lag
     self._should_stop = should_stop
     self._environment_patience = environment_patience
     self._retry = patience_lib.Patience(f'actor {actor_id}', patience, should_stop).call
@@ -122,7 +128,7 @@ class Actor:
     Raises:
       transport.TransportError: the learner stayed away for `patience` seconds.
       TimeoutError: no environment became ready for `environment_patience` seconds,
-        or the queue stayed full for ten times `patience`.
+        or the queue stayed full, see `patience.Patience`.
       environments.base.EngineError: an engine failed too often.
     """
     goal = None if max_unrolls is None else self.unrolls_sent + max_unrolls
@@ -151,9 +157,9 @@ class Actor:
     fresh = ids[self._position[ids] == 0]
     if len(full):
       self._send(full)
-      if self.agent_steps >= self._fetch_after:
-        self._fetch()
       fresh = np.concatenate([fresh, full])
+    if len(fresh):
+      self._renew()
     t_send = clock()
     if len(fresh):
       self._begin_unrolls(fresh)
@@ -254,11 +260,19 @@ class Actor:
     )
     return [np.asarray(x)[:count] for x in out]
 
-  def _fetch(self) -> None:
+  def _renew(self) -> None:
+    """Before unrolls begin: newer parameters, if it is time or these are old."""
+    if self.agent_steps >= self._fetch_after:
+      self._fetch()
+    elif self._max_lag:
+      self._fetch(tolerated=self._max_lag // 4)
+
+  def _fetch(self, tolerated: int = 0) -> None:
+    """Takes the newest parameters, if they are more than `tolerated` updates ahead."""
     before = time.perf_counter()
 
     def call() -> tuple[int, types.Nest] | None:
-      newer = self._parameters.fetch(self._version)
+      newer = self._parameters.fetch(self._version + tolerated)
       if newer is None and self._params is None:
         raise transport.TransportError('the learner has no parameters yet')
       return newer
@@ -268,6 +282,7 @@ class Actor:
       self._version, params = newer
       # On this process's device once, rather than at every policy call.
       self._params = jax.device_put(params)
-    # At most one fetch in the time of one unroll of every environment.
-    self._fetch_after = self.agent_steps + self._length * self._environment.num_envs
+    # Of tolerance 0: one in the time of one unroll of every environment.
+    if newer is not None or not tolerated:
+      self._fetch_after = self.agent_steps + self._length * self._environment.num_envs
     self.seconds['parameters'] += time.perf_counter() - before

@@ -43,15 +43,27 @@ class Components(NamedTuple):
   custom: Custom
 
   def make_learner(self) -> learner.Learner:
-    """Raises `ConfigError` where batch and devices do not fit."""
-    config_validation.validate(self.config, jax.local_device_count())
-    count = self.config.learner.num_devices or jax.local_device_count()
+    """The update over the devices of all learner processes of the run.
+
+    Raises:
+      config_lib.ConfigError: batch and devices do not fit.
+    """
+    found = [jax.local_devices(process_index=p) for p in range(jax.process_count())]
+    fewest = min(map(len, found))
+    config_validation.validate(self.config, fewest, len(found))
+    count = self.config.learner.num_devices
+    if not count and any(len(devices) > fewest for devices in found):
+      raise config_lib.ConfigError(
+        'learner.num_devices is 0 (all): the learners have '
+        f'{", ".join(str(len(d)) for d in found)} devices; all must use equally '
+        f'many, at most {fewest}'
+      )
     return learner.Learner(
       self.agent,
       self.custom.loss or losses.make_loss(self.config.loss),
       optimizers.make_optimizer(self.config),
       self.layout,
-      jax.local_devices()[:count],
+      [d for devices in found for d in devices[: count or fewest]],
     )
 
   def make_environments(self, actor_id: int) -> base.VectorEnvironment:
@@ -95,9 +107,9 @@ def build(config: config_lib.Config, custom: Custom | None = None) -> Components
     spec = probe.spec
     probe.close()
   if custom.network is None:
-    agent = agent_lib.from_config(config.network, spec)
+    agent = _untouched(lambda: agent_lib.from_config(config.network, spec))
   else:
-    agent = agent_lib.make_agent(custom.network, spec)
+    agent = _untouched(lambda: agent_lib.make_agent(custom.network, spec))
   one = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
     jax.eval_shape(lambda: agent.initial_state(1)),
@@ -108,3 +120,13 @@ def build(config: config_lib.Config, custom: Custom | None = None) -> Components
     )
   )
   return Components(config, spec, agent, layout, custom)
+
+
+def _untouched(make: Callable[[], agent_lib.Agent]) -> agent_lib.Agent:
+  """`make()` with shapes for arrays: no device is touched.
+
+  Several learners must join before the first use of one.
+  """
+  made = []
+  jax.eval_shape(lambda: made.append(make()))
+  return made[0]

@@ -108,6 +108,7 @@ class Learner:
   batch_size: int = 32  # Unrolls per update, over all devices.
   total_frames: int = 200_000_000
   publish_interval: int = 1  # Updates between published parameters.
+  max_policy_lag: int = 0  # Updates; older unrolls are refused. 0: no limit.
   metrics_interval: float = 2.0  # Seconds between metric records.
   checkpoint_interval: float = 60.0  # Seconds between checkpoints.
   keep_checkpoints: int = 3

@@ -6,12 +6,15 @@ from typing import Any
 from impala_jax import config as config_lib
 
 
-def validate(config: config_lib.Config, local_devices: int | None = None) -> None:
+def validate(
+  config: config_lib.Config, local_devices: int | None = None, learners: int = 1
+) -> None:
   """Checks every field and how they fit together.
 
   Args:
     config: what to check.
-    local_devices: devices of the learner process where known.
+    local_devices: devices of a learner process where known.
+    learners: learner processes, each with as many devices.
 
   Raises:
     ConfigError: lists all problems, each with field, value and what is allowed.
@@ -57,7 +60,7 @@ def validate(config: config_lib.Config, local_devices: int | None = None) -> Non
       'loss.c_clip', 'loss.pg_rho_clip', 'loss.trace_lambda', 'optimizer.momentum',
       'optimizer.max_grad_norm', 'actor.inference_batch', 'learner.num_devices',
       'environment.engine_restarts', 'environment.level_cache_gib',
-      'environment.episode_seeds',
+      'environment.episode_seeds', 'learner.max_policy_lag',
   ):  # fmt: skip
     section, name = field.split('.')
     need(getattr(getattr(config, section), name) >= 0, field, 'must not be negative')
@@ -105,14 +108,29 @@ def validate(config: config_lib.Config, local_devices: int | None = None) -> Non
     f'{levels} levels need as many environments, but there are '
     f'{config.actor.num_actors} actors x {envs} = {total_envs}',
   )
-  devices = config.learner.num_devices or local_devices
-  if devices:
+  # What even the newest unroll is behind when it trains: batches that wait in a full
+  # queue and two that are read ahead; or what all environments make in its time.
+  queue = config.transport.queue_batches + 2
+  meanwhile = -(-total_envs // max(1, config.learner.batch_size))
+  least = max(queue, meanwhile)
+  need(
+    config.learner.max_policy_lag <= 0 or config.learner.max_policy_lag >= least,
+    'learner.max_policy_lag',
+    f'must be 0 (no limit) or at least {least}, or most unrolls would be refused: '
+    f'one out of a full queue is transport.queue_batches + 2 = {queue} updates behind, '
+    f'and {total_envs} environments / learner.batch_size = {meanwhile} updates pass '
+    'while each makes one unroll',
+  )
+  # Where a learner's devices are not known yet, it has at least one.
+  devices = learners * (config.learner.num_devices or local_devices or 1)
+  if devices > 0:
+    each = f' ({learners} learners x {devices // learners})' if learners > 1 else ''
     need(
       config.learner.batch_size % devices == 0,
       'learner.batch_size',
-      f'must be a multiple of the number of devices: {config.learner.batch_size} = '
-      f'{config.learner.batch_size // devices} x {devices} + '
-      f'{config.learner.batch_size % devices}',
+      f'must be a multiple of the number of devices{each}: '
+      f'{config.learner.batch_size} = {config.learner.batch_size // devices} x '
+      f'{devices} + {config.learner.batch_size % devices}',
     )
   if local_devices:
     need(

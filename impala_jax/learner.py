@@ -1,9 +1,9 @@
-"""The learner's update: unrolls in, one optimiser step out, over all local devices.
+"""The learner's update: unrolls in, one optimiser step out, over all devices.
 
 `make_update` is the pure function `(state, rows) -> (state, params, metrics)`;
 `Learner` runs it under `jax.pmap` with the state donated. Losses are sums, so
 gradients are summed over devices: the update does not depend on how many devices
-share the batch.
+share the batch, nor on how many processes those are in.
 """
 
 from collections.abc import Callable, Sequence
@@ -95,9 +95,11 @@ def make_update(
     )
     metrics = dict(metrics, total_loss=loss)
     if axis_name is not None:
-      grads = jax.lax.psum(grads, axis_name)
+      # One collective rather than many: between hosts each costs a round trip.
+      count = jax.lax.psum(1, axis_name)
+      grads, metrics = jax.lax.psum((grads, metrics), axis_name)
       metrics = {
-        name: (jax.lax.psum if _is_sum(name) else jax.lax.pmean)(value, axis_name)
+        name: value if _is_sum(name) else value / count
         for name, value in metrics.items()
       }
     grad_norm = optax.tree.norm(grads)
@@ -118,14 +120,17 @@ def make_update(
 
 
 class Learner:
-  """`make_update` under `jax.pmap` over local devices.
+  """`make_update` under `jax.pmap` over the devices of one or more processes.
+
+  Of several processes (`jax.distributed`) each holds the state on its own devices and
+  brings its share of each batch; all must call `update` equally often.
 
   Args:
     agent: the network as pure functions.
     loss_fn: see `LossFn`.
     optimizer: gradients in, updates out.
     layout: of the rows that `update` takes.
-    devices: local devices that share each batch.
+    devices: that share each batch; the same in all processes, equally many of each.
   """
 
   def __init__(
@@ -136,10 +141,12 @@ class Learner:
     layout: unroll_layout.UnrollLayout,
     devices: Sequence[jax.Device] | None = None,
   ):
-    self._devices = list(devices or jax.local_devices())
+    self._devices = list(devices or jax.devices())
+    here = jax.process_index()
+    self._local = [d for d in self._devices if d.process_index == here]
     self._agent = agent
     self._optimizer = optimizer
-    mesh = jax.sharding.Mesh(np.array(self._devices), (_AXIS,))
+    mesh = jax.sharding.Mesh(np.array(self._local), (_AXIS,))
     self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
     self._update = jax.pmap(
       make_update(agent, loss_fn, optimizer, layout, _AXIS),
@@ -153,10 +160,11 @@ class Learner:
 
   @property
   def num_devices(self) -> int:
+    """Of all processes."""
     return len(self._devices)
 
   def init(self, seed: int) -> LearnerState:
-    """A fresh replicated state."""
+    """A fresh replicated state, the same in all processes."""
     return self.replicate(
       init_state(self._agent, self._optimizer, jax.random.key(seed))
     )
@@ -168,17 +176,23 @@ class Learner:
     )
 
   def replicate(self, state: LearnerState) -> LearnerState:
-    """Puts an unreplicated state on every device."""
-    tile = lambda x: np.broadcast_to(np.asarray(x), (len(self._devices), *x.shape))
+    """Puts an unreplicated state on every device of this process."""
+    tile = lambda x: np.broadcast_to(np.asarray(x), (len(self._local), *x.shape))
     return jax.device_put(jax.tree.map(tile, state), self._sharding)
 
   def put(self, rows: np.ndarray) -> jax.Array:
-    """Starts the transfer of uint8 [B, nbytes] to [devices, B / devices, nbytes].
+    """Starts the transfer of this process's share of a batch to its devices.
+
+    Args:
+      rows: uint8 [B, nbytes].
+
+    Returns:
+      uint8 [local devices, B / local devices, nbytes].
 
     Raises:
-      ValueError: B is not a multiple of the number of devices.
+      ValueError: B is not a multiple of the number of local devices.
     """
-    count = len(self._devices)
+    count = len(self._local)
     if rows.shape[0] % count:
       raise ValueError(
         f'batch of {rows.shape[0]} unrolls does not divide over {count} devices'
@@ -190,7 +204,8 @@ class Learner:
     self, state: LearnerState, rows: jax.Array
   ) -> tuple[LearnerState, types.Nest, dict[str, jax.Array]]:
     """One update; `state` is donated. Returns without waiting for the result,
-    except where `must_wait`. All returned leaves have a leading device axis."""
+    except where `must_wait`. All returned leaves have a leading axis of this
+    process's devices."""
     state, params, metrics = self._update(state, rows)
     if self.must_wait:
       jax.block_until_ready(state)

@@ -6,9 +6,8 @@ buffers are looked at one update later.
 """
 
 import collections
+import dataclasses
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,57 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from impala_jax import bottleneck, checkpointing, metrics, optimizers
+from impala_jax import bottleneck, checkpointing, metrics, optimizers, prefetcher
 from impala_jax import config as config_lib
 from impala_jax import learner as learner_lib
 from impala_jax.distributed import control as control_lib
-from impala_jax.distributed import transport
+from impala_jax.distributed import learner_gang, transport
 
 _STAGES = ('wait', 'update', 'publish', 'checkpoint', 'metrics')
-
-
-class Prefetcher:
-  """Reads batches and starts their transfer in a thread, one ahead."""
-
-  def __init__(self, reader: transport.Reader, put: Callable[[np.ndarray], jax.Array]):
-    self._reader = reader
-    self._put = put
-    self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
-    self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._run, name='prefetch', daemon=True)
-    self._thread.start()
-
-  def get(self, timeout: float) -> tuple[transport.Batch, jax.Array] | None:
-    """The next batch, or None if none came in time. Raises the thread's error."""
-    try:
-      item = self._queue.get(timeout=timeout)
-    except queue.Empty:
-      return None
-    if isinstance(item, Exception):
-      raise item
-    return item
-
-  def close(self) -> None:
-    self._stop.set()
-    self._thread.join(timeout=5.0)
-
-  def _run(self) -> None:
-    while not self._stop.is_set():
-      try:
-        batch = self._reader.read(timeout=0.5)
-        item: Any = (batch, self._put(batch.rows))
-      except TimeoutError:
-        continue
-      except transport.Closed:
-        return
-      except Exception as e:
-        item = e
-      while not self._stop.is_set():
-        try:
-          self._queue.put(item, timeout=0.5)
-          break
-        except queue.Full:
-          continue
 
 
 class LearnerLoop:
@@ -82,6 +37,8 @@ class LearnerLoop:
     resume: a checkpoint to go on from.
     on_record: called with each metrics record.
     should_stop: asked at least twice a second.
+    gang: the learners that update together; None for one alone. All of them must be
+      given the same `resume`.
   """
 
   def __init__(
@@ -95,8 +52,10 @@ class LearnerLoop:
     resume: checkpointing.Checkpoint | None = None,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
+    gang: learner_gang.Alone | None = None,
   ):
     self._config = config
+    self._gang = gang or learner_gang.Alone()
     self._learner = learner
     self._reader = reader
     self._control = control
@@ -135,8 +94,10 @@ class LearnerLoop:
   def run(self) -> None:
     """Raises whatever the reader's thread or a checkpoint's disk raised."""
     config = self._config.learner
-    total = self._config.total_updates
-    prefetcher = Prefetcher(self._reader, self._learner.put)
+    total, first_update = self._config.total_updates, self.updates
+    batches = prefetcher.Prefetcher(
+      self._reader, self._learner.put, self.updates, config.max_policy_lag
+    )
     first = self._learner.snapshot(self._state)
     self._control.publish(self.updates, first.params)
     running: collections.deque[tuple[Any, transport.Batch]] = collections.deque()
@@ -144,15 +105,25 @@ class LearnerLoop:
     next_record = time.monotonic() + config.metrics_interval
     next_save = time.monotonic() + config.checkpoint_interval
     try:
-      while self.updates < total and not self._should_stop():
-        item = prefetcher.get(timeout=0.5)
+      item = None
+      while self.updates < total:
+        if item is None and not self._should_stop():
+          item = batches.get(timeout=0.5)
+        verdict = self._gang.decide(item is not None, self._should_stop())
         self._watch.charge('wait')
-        if item is not None:
+        if verdict is learner_gang.Verdict.STOP:
+          break
+        if verdict is learner_gang.Verdict.GO:
+          assert item is not None
           batch, rows = item
           versions = self._reader.layout.header(batch.rows)['version']
+          if self.updates == first_update:
+            self._record(newest, time.monotonic(), 'starting: compiling the update')
           self._lag.append(self.updates - versions.astype(np.int64))
-          self._state, params, figures = self._learner.update(self._state, rows)
-          del rows, item
+          with self._gang.updating():
+            self._state, params, figures = self._learner.update(self._state, rows)
+          del rows
+          item = None
           self.updates += 1
           running.append((figures, batch))
           if len(running) > 1:
@@ -171,7 +142,7 @@ class LearnerLoop:
           next_save = now + config.checkpoint_interval
           self._watch.charge('checkpoint')
     finally:
-      prefetcher.close()
+      batches.close()
       while running:
         newest = self._finish(running.popleft())
       self._watch.charge('update')
@@ -191,7 +162,8 @@ class LearnerLoop:
 
   def _finish(self, item: tuple[Any, transport.Batch]) -> dict[str, jax.Array]:
     figures, batch = item
-    jax.block_until_ready(figures)
+    with self._gang.updating():
+      jax.block_until_ready(figures)
     batch.release()
     return figures
 
@@ -207,15 +179,21 @@ class LearnerLoop:
     }
     self._saver.save(self.updates, lambda: learner_lib.to_host(copy), metadata)
 
-  def _record(self, figures: dict[str, jax.Array], now: float) -> None:
+  def _record(self, figures: dict[str, jax.Array], now: float, words: str = '') -> None:
     self._take_events()
     seconds, updates = now - self._mark[0], self.updates - self._mark[1]
     self._mark = (now, self.updates)
     rate = updates * self._config.frames_per_update / max(seconds, 1e-9)
-    stats = self._reader.stats()
+    others = [p.totals for p in self._control.peers() if p.role == 'learner']
+    stats = transport.ReaderStats(**{
+        name: value + int(sum(other.get(name, 0) for other in others))
+        for name, value in dataclasses.asdict(self._reader.stats()).items()
+    })  # fmt: skip
     shares = self._watch.shares()
     actor = self._actor_shares()
     lag = np.concatenate(self._lag) if self._lag else np.zeros(1, np.int64)
+    lag_means = [lag.mean(), *(o.get('policy_lag_mean', 0.0) for o in others)]
+    lag_maxima = [lag.max(), *(o.get('policy_lag_max', 0) for o in others)]
     self._lag = []
     fill = stats.queued / max(stats.capacity, 1)
     record: dict[str, Any] = {
@@ -228,16 +206,18 @@ class LearnerLoop:
       'learning_rate': optimizers.learning_rate_at(
         self._config, self.updates - self._skipped
       ),
-      'policy_lag_mean': lag.mean(),
-      'policy_lag_max': lag.max(),
+      'policy_lag_mean': np.mean(lag_means),
+      'policy_lag_max': max(lag_maxima),
       'queue_fill': fill,
       'unrolls_received': stats.received,
       'unrolls_corrupted': stats.corrupted,
       'unrolls_lost': stats.lost,
       'unrolls_duplicated': stats.duplicated,
+      'unrolls_stale': stats.stale,
       'unrolls_dropped': self._control.total('actor', 'unrolls_dropped'),
       'environment_failures': self._environment_failures,
-      'parameter_fetches': self._control.fetches,
+      'parameter_fetches': self._control.fetches
+      + sum(o.get('parameter_fetches', 0) for o in others),
       'episodes': self._episodes_before + self._episodes.count,
       **self._episodes.summary(),
       **_prefixed('score/', metrics.suite_scores(self._config, self._episodes.means())),
@@ -252,7 +232,7 @@ class LearnerLoop:
         'batches with a loss or gradient that is not finite, skipped so far: %d',
         self._skipped,
       )
-    words = bottleneck.describe(shares, actor, fill)
+    words = words or bottleneck.describe(shares, actor, fill)
     if self._writer is not None:
       self._writer.write(
         record,

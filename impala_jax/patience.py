@@ -7,9 +7,10 @@ from typing import TypeVar
 from impala_jax.distributed import transport
 
 _T = TypeVar('_T')
-# A full queue is normal, and a learner may compile for minutes: this many times the
-# seconds that it may be away.
+# A full queue is normal, and a learner may compile for minutes: the queue may be full
+# for so many times the seconds that the learner may be away, up to this limit.
 _FULL_FACTOR = 10
+_FULL_LIMIT = 1200.0
 
 
 class Stopped(Exception):
@@ -21,13 +22,15 @@ class Patience:
 
   Args:
     who: whose call it is, for the error.
-    seconds: that the learner may be away; ten times as long may its queue be full.
+    seconds: that the learner may be away. Its queue may be full for ten times as long,
+      or for the greater of `seconds` and twenty minutes where that is less.
     should_stop: asked before every attempt.
   """
 
   def __init__(self, who: str, seconds: float, should_stop: Callable[[], bool]):
     self._who = who
     self._seconds = seconds
+    self._full = min(_FULL_FACTOR * seconds, max(seconds, _FULL_LIMIT))
     self._should_stop = should_stop
 
   def call(self, attempt: Callable[[], _T]) -> _T:
@@ -48,11 +51,11 @@ class Patience:
         return attempt()
       except TimeoutError:
         absent_until = None
-        full_until = full_until or now + _FULL_FACTOR * self._seconds
+        full_until = full_until or now + self._full
         if now > full_until:
           raise TimeoutError(
-            f'{self._who}: the queue has been full for '
-            f'{_FULL_FACTOR * self._seconds:.0f} s; the learner takes nothing'
+            f'{self._who}: the queue has been full for {self._full:.0f} s; '
+            'the learner takes nothing'
           ) from None
       except transport.Closed:
         raise Stopped from None

@@ -118,9 +118,7 @@ def evaluate(
   chosen = level or result.config.environment.levels[0]
   vector = result.parts.make_evaluation(chosen, episodes)
   try:
-    played = playing.play(
-      result.agent, result.params, vector, seed=seed, greedy=greedy
-    )
+    played = playing.play(result.agent, result.params, vector, seed=seed, greedy=greedy)
   finally:
     vector.close()
   return np.array([e.episode_return for e in played])

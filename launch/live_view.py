@@ -204,6 +204,7 @@ def _troubles(status: dict[str, Any]) -> str:
     ('unrolls_lost', 'lost'),
     ('unrolls_duplicated', 'repeated'),
     ('environment_failures', 'engines replaced'),
+    ('unrolls_stale', 'too old'),
     ('unrolls_dropped', 'unfinished dropped'),
   ):
     if status.get(name):

@@ -48,11 +48,3 @@ def log_path(run_dir: pathlib.Path, role: str, index: int) -> pathlib.Path:
 def log_name(role: str, index: int) -> str:
   """Actors are numbered always, other roles from the second process on."""
   return f'{role}-{index}' if role == 'actor' or index else role
-
-
-def read_text(path: pathlib.Path) -> str:
-  """Empty if it is not there."""
-  try:
-    return path.read_text()
-  except OSError:
-    return ''

@@ -10,14 +10,12 @@ learner's supervisor or `launch.manage stop` writes).
 
 import os
 import pathlib
-import re
 import signal
-import subprocess
 import sys
 
 from absl import app, flags
 
-from launch import supervised
+from launch import slurm_node, supervised
 
 _INDEX = flags.DEFINE_integer('index', 0, 'Index within the role.')
 _INDEX_FROM = flags.DEFINE_string('index_from', '', 'Variable to add to --index.')
@@ -42,23 +40,6 @@ _STOP_SIGNAL = flags.DEFINE_enum(
 _SLURM_HOST = flags.DEFINE_bool('slurm_host', False, 'IMPALA_HOST as Slurm knows it.')
 
 
-def slurm_address(node: str) -> str:
-  """The address by which Slurm itself reaches a node."""
-  text = _scontrol('show', 'node', '--oneliner', node)
-  match = re.search(r'\bNodeAddr=(\S+)', text)
-  return match.group(1) if match else node
-
-
-def _requeue() -> None:
-  _scontrol('requeue', os.environ['SLURM_JOB_ID'])
-
-
-def _scontrol(*arguments: str) -> str:
-  return subprocess.run(
-      ['scontrol', *arguments], capture_output=True, text=True, check=True, timeout=60
-  ).stdout  # fmt: skip
-
-
 def main(argv: list[str]) -> int:
   run_dir = os.environ.get('IMPALA_RUN_DIR', '')
   if len(argv) < 3 or not run_dir:
@@ -68,7 +49,7 @@ def main(argv: list[str]) -> int:
   if _INDEX_FROM.value:
     index += int(os.environ[_INDEX_FROM.value])
   if _SLURM_HOST.value:
-    os.environ['IMPALA_HOST'] = slurm_address(os.environ['SLURMD_NODENAME'])
+    os.environ['IMPALA_HOST'] = slurm_node.address(os.environ['SLURMD_NODENAME'])
   process = supervised.Supervised(
       supervised.Settings(
           argv[1], index, tuple(argv[2:]), pathlib.Path(run_dir), _FIRST.value,
@@ -76,7 +57,7 @@ def main(argv: list[str]) -> int:
           _PATIENCE.value, _ESSENTIAL.value, _ONCE.value,
           signal.Signals[_STOP_SIGNAL.value],
       ),
-      on_limit=_requeue,
+      on_limit=slurm_node.requeue,
   )  # fmt: skip
   process.install_signals()
   return process.run()

@@ -78,14 +78,24 @@ class Supervised:
       signal.signal(number, self._on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+  def stop(self, why: str) -> None:
+    """Ends the process in order. May be called from any thread."""
+    self._stop = why
+
+  def kill(self) -> None:
+    """Ends the process at once, as a failure. May be called from any thread."""
+    child = self._child
+    if child is not None and child.poll() is None:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
   def run(self) -> int:
     """Returns the exit code: 0 when the run or the reason to run has ended."""
     while True:
       if self._stop or self._ended():
         return self._leave('done', self._stop or self._ended())
-      started = run_records.read_text(self._settings.run_dir / 'address.json')
       self._start()
-      code = self._watch(started)
+      code = self._watch()
       if self._stop:
         return self._leave('stopped', self._stop)
       if self._settings.once and code:
@@ -134,6 +144,8 @@ class Supervised:
   def _start(self) -> None:
     self._restarts += self._child is not None
     self._incarnation += 1
+    if self._settings.once:  # Those of a gang are this process's, too.
+      self._restarts = self._incarnation - self._settings.first_incarnation
     # Before the process, so that no other may ever get the same number.
     self._write('running')
     environment = supervisor_lib.role_environment(
@@ -142,6 +154,9 @@ class Supervised:
       self._settings.index,
       self._incarnation,
     )
+    if self._settings.follows:
+      # It looks for a learner that moved, and waits for one that is away, by itself.
+      environment['IMPALA_PATIENCE'] = str(self._settings.patience)
     self._log.parent.mkdir(exist_ok=True)
     with open(self._log, 'ab') as log:
       self._child = subprocess.Popen(
@@ -150,7 +165,7 @@ class Supervised:
           preexec_fn=_ignore_usr1,
       )  # fmt: skip
 
-  def _watch(self, address: str) -> int:
+  def _watch(self) -> int:
     """Until the process has ended, by itself or because it had to; its exit code."""
     assert self._child is not None
     look = 0.0
@@ -171,19 +186,10 @@ class Supervised:
         leave_at = now + self._settings.linger
       if self._settings.essential:
         self._end_if_all_actors_failed()
-      if not self._settings.follows:
-        continue
-      if self._learner_is_lost(now):
+      if self._settings.follows and self._learner_is_lost(now):
         self._lost = f'no learner for {self._settings.patience:.0f} s'
         self._end_child()
         return 0
-      # Roles read the learner's address once: a learner that moved needs new ones.
-      newest = run_records.read_text(self._settings.run_dir / 'address.json')
-      if address and newest not in ('', address):
-        self._say('the learner has moved')
-        self._end_child()
-        address = newest
-        self._start()
 
   def _end_child(self) -> None:
     child = self._child

@@ -75,10 +75,13 @@ def main(argv: list[str], config_name: str, short: Mapping[str, object]) -> int:
       live_view.print_config(config)
       return 0
     engine = _engine()
-    if engine is not None and _DRY_RUN.value:
+    if engine is not None:
+      # Also where it is not shown: an impossible one must not leave a directory.
       folder = pathlib.Path(_RUN_DIR.value or 'runs/dry_run')
-      print(engine.describe(engine.program(config, folder, 0)))
-      return 0
+      program = engine.program(config, folder, 0)
+      if _DRY_RUN.value:
+        print(engine.describe(program))
+        return 0
     if not _RESUME.value:
       run_dir = run_directory.create(config, _RUN_DIR.value)
     launches = run_directory.begin(run_dir, config)

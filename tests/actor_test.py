@@ -8,6 +8,7 @@ checks run over both transports.
 import collections
 import contextlib
 import importlib.util
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -237,6 +238,53 @@ def test_parameters_are_fetched_at_most_once_per_unroll(inference_batch):
   versions = [int(h['version']) for h, _ in received[0]]
   assert versions == sorted(versions)
   assert len(set(versions)) > len(versions) // 2
+
+
+class _FastLearner:
+  """One update with each unroll that is written."""
+
+  def __init__(self, writer):
+    self._writer = writer
+    self.version = 0
+
+  def write(self, row, timeout):
+    self._writer.write(row, timeout)
+    self.version += 1
+
+  def fetch(self, have_version):
+    if self.version <= have_version:
+      return None
+    return self.version, {'version': np.float32(self.version)}
+
+
+@pytest.mark.parametrize('max_lag', [0, 8])
+def test_with_a_limit_no_unroll_begins_with_old_parameters(max_lag):
+  count = 12
+  environment = vector.SequentialVector(
+    [lambda i=i: counting.CountingEnvironment(i, (7,), num_actions=_ACTIONS)
+     for i in range(count)],
+    max_ready=1,
+  )  # fmt: skip
+  layout = _layout(environment.spec, logits=False)
+  queue = local_transport.LocalTransport(layout, batch_size=60, capacity=60)
+  learner = _FastLearner(queue.writer())
+  actor = actor_lib.Actor(
+    _counting_agent(), environment, layout, learner, learner,
+    unroll_length=_T, max_lag=max_lag,
+  )  # fmt: skip
+  actor.run(max_unrolls=60)
+  headers = layout.header(queue.read(timeout=30).rows)
+  # An unroll begins when the one before of its environment was sent, as number s:
+  # then the learner had made s + 1 updates.
+  lags = []
+  for env_id in range(count):
+    sent = [(int(h['sequence']), int(h['version'])) for h in headers
+            if h['env_id'] == env_id]  # fmt: skip
+    lags += [s + 1 - v for (s, _), (_, v) in itertools.pairwise(sent)]
+  assert len(lags) == 60 - count
+  assert min(lags) >= 0
+  # A quarter of the limit; without one as many as there are environments.
+  assert max(lags) == (2 if max_lag else count - 1)
 
 
 class _Gone:

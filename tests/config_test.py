@@ -73,6 +73,34 @@ def test_more_levels_than_environments_is_impossible():
     config_validation.validate(config)
 
 
+@pytest.mark.parametrize(
+  ('settings', 'least', 'words'),
+  [
+    # A full queue, or the environments of all actors.
+    (['transport.queue_batches=3'], 5, 'transport.queue_batches + 2 = 5'),
+    (['actor.num_actors=20'], 20, '640 environments / learner.batch_size = 20 updates'),
+  ],
+)
+def test_a_limit_of_lag_that_nothing_could_keep_is_impossible(settings, least, words):
+  def check(limit):
+    config_validation.validate(
+      config_lib.override(
+        config_lib.Config(), [*settings, f'learner.max_policy_lag={limit}']
+      )
+    )
+
+  check(0)
+  check(least)
+  for limit in (1, least - 1):
+    with pytest.raises(config_lib.ConfigError) as error:
+      check(limit)
+    assert f'learner.max_policy_lag is {limit}: must be 0' in str(error.value)
+    assert f'at least {least}' in str(error.value)
+    assert words in str(error.value)
+  with pytest.raises(config_lib.ConfigError, match='max_policy_lag is -1: must not be'):
+    check(-1)
+
+
 def test_unknown_fields_of_a_saved_configuration_are_refused():
   data = config_lib.to_dict(config_lib.Config())
   data['loss']['gama'] = 1

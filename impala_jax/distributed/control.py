@@ -8,11 +8,13 @@ so that a lost one loses nothing.
 import dataclasses
 import threading
 import time
+import uuid
 from typing import Any
 
 import numpy as np
 
 from impala_jax import learner, types
+from impala_jax.distributed import transport
 
 
 @dataclasses.dataclass
@@ -27,9 +29,15 @@ class Peer:
 
 
 class Control:
-  """Shared by the learner (which publishes) and its clients. Thread-safe."""
+  """Shared by the learner (which publishes) and its clients. Thread-safe.
+
+  Attributes:
+    identity: another one each time that a learner starts. Versions of different
+      learners do not compare: one that came back from a checkpoint begins lower.
+  """
 
   def __init__(self) -> None:
+    self.identity = uuid.uuid4().hex
     self._lock = threading.Lock()
     self._host_lock = threading.Lock()
     self._version = -1
@@ -71,8 +79,17 @@ class Control:
 
   # --- the clients' side ---
 
-  def fetch(self, have_version: int) -> tuple[int, types.Nest] | None:
-    """The newest (version, NumPy parameters), or None if `have_version` is newest."""
+  def fetch(
+    self, have_version: int, of: str | None = None
+  ) -> tuple[int, types.Nest] | None:
+    """The newest (version, NumPy parameters), or None if nothing newer is there.
+
+    Args:
+      have_version: what the client has; -1 for nothing.
+      of: `identity` of the learner that `have_version` is of; None for this one.
+    """
+    if of is not None and of != self.identity:
+      have_version = -1
     with self._lock:
       version, params = self._version, self._device_params
     if version <= have_version:
@@ -137,6 +154,12 @@ class Reporter:
     self._interval = interval
     self._next = 0.0
     self._events: list[dict[str, Any]] = []
+    self._lost_at: float | None = None
+
+  @property
+  def unheard(self) -> float:
+    """Seconds since the first of the reports in a row that failed; 0 if none did."""
+    return 0.0 if self._lost_at is None else time.monotonic() - self._lost_at
 
   def add(self, event: dict[str, Any]) -> None:
     self._events.append(event)
@@ -152,6 +175,11 @@ class Reporter:
       return True
     self._next = now + self._interval
     plain = {k: float(np.asarray(v)) for k, v in totals.items()}
-    go_on = self._control.report(*self._key, plain, self._events)
+    try:
+      go_on = self._control.report(*self._key, plain, self._events)
+    except transport.TransportError:
+      self._lost_at = self._lost_at or now
+      raise
     self._events = []
+    self._lost_at = None
     return go_on

@@ -23,6 +23,8 @@ _OPTIONS = [
   ('grpc.max_receive_message_length', -1),
   # Without this a second server on the same port silently shares it.
   ('grpc.so_reuseport', 0),
+  # A client made after a failure asks anew, rather than wait out the pause of another.
+  ('grpc.use_local_subchannel_pool', 1),
 ]
 
 
@@ -76,14 +78,16 @@ class Server:
     self._server.stop(grace=1.0).wait(timeout=5.0)
 
   def _fetch(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-    newer = self._control.fetch(msgpack.unpackb(request)['have_version'])
+    newer = self._control.fetch(**msgpack.unpackb(request))
     if newer is None:
       return msgpack.packb(None)
     version, params = newer
     with self._lock:
       if self._serialised[0] != version:
-        body = serialization.msgpack_serialize({'version': version, 'params': params})
-        self._serialised = (version, body)
+        message = {
+          'version': version, 'params': params, 'learner': self._control.identity
+        }  # fmt: skip
+        self._serialised = (version, serialization.msgpack_serialize(message))
       return self._serialised[1]
 
   def _report(self, request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -97,11 +101,16 @@ class Client:
     address: host:port of a `Server`.
     timeout: seconds that one call may take.
     keys: of a client, where the server has keys.
+
+  Attributes:
+    learner: `Control.identity` of the learner that gave the last parameters; empty
+      before. Versions of another one count for nothing.
   """
 
   def __init__(
     self, address: str, timeout: float = 20.0, keys: run_keys.Keys | None = None
   ):
+    self.learner = ''
     self._address = address
     self._timeout = timeout
     if keys is None:
@@ -124,9 +133,12 @@ class Client:
     Raises:
       transport.TransportError: no answer within the time-out.
     """
-    reply = self._call(self._fetch, {'have_version': int(have_version)})
-    message = serialization.msgpack_restore(reply)
-    return None if message is None else (message['version'], message['params'])
+    request = {'have_version': int(have_version), 'of': self.learner}
+    message = serialization.msgpack_restore(self._call(self._fetch, request))
+    if message is None:
+      return None
+    self.learner = message['learner']
+    return message['version'], message['params']
 
   def report(
     self,

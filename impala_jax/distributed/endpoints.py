@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -148,6 +149,33 @@ def open_control(address: str, keys: pathlib.Path | None = None) -> control_grpc
   """
   client_keys = None if keys is None else run_keys.load(keys, run_keys.CLIENT)
   return control_grpc.Client(address, keys=client_keys)
+
+
+def address_path(run_dir: pathlib.Path, learner: int) -> pathlib.Path:
+  """Where the learner process of that index writes its addresses."""
+  return run_dir / (f'address-{learner}.json' if learner else 'address.json')
+
+
+def read_address(run_dir: pathlib.Path, client_index: int) -> dict[str, str] | None:
+  """The addresses of the learner that serves a client.
+
+  Learner 0 writes last and says how many there are; clients are dealt over them.
+
+  Args:
+    run_dir: of the run.
+    client_index: of an actor; 0 for the evaluator.
+
+  Returns:
+    `control` and `transport` as `serve` yields them, or None where they are not, or
+    not wholly, there yet.
+  """
+  try:
+    first = json.loads(address_path(run_dir, 0).read_text())
+    learner = client_index % int(first.get('learners', 1))
+    own = json.loads(address_path(run_dir, learner).read_text())
+    return {'control': own['control'], 'transport': own['transport']}
+  except (OSError, ValueError, KeyError):
+    return None
 
 
 def join(host: str, port: int) -> str:

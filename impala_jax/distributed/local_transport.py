@@ -64,6 +64,7 @@ class LocalTransport:
     self._batch_size = batch_size
     self._stats = transport.ReaderStats(capacity=capacity)
     self._tracker = transport.SequenceTracker()
+    self._oldest: int | None = None  # Version of parameters that is still taken.
     lock = threading.Lock()
     self._lock = lock
     self._has_room = threading.Condition(lock)  # For writers.
@@ -104,6 +105,10 @@ class LocalTransport:
     assert slab is not None
     return transport.Batch(slab.rows, lambda: self._give_back(slab))
 
+  def refuse_older(self, version: int) -> None:
+    """See `transport.Reader`."""
+    self._oldest = version
+
   def stats(self) -> transport.ReaderStats:
     """See `transport.Reader`."""
     with self._lock:
@@ -138,9 +143,7 @@ class LocalTransport:
       with self._lock:
         if problem is not None:
           self._stats.corrupted += 1
-        new = problem is None and self._tracker.observe(
-          self.layout.header(row), self._stats
-        )
+        new = problem is None and self._take_note(self.layout.header(row))
         self._stats.received += new
       if new:
         if self._partial is None:
@@ -162,6 +165,14 @@ class LocalTransport:
           self._queue.popleft()
           self._recycle(slab)
         self._has_room.notify()
+
+  def _take_note(self, header: np.ndarray) -> bool:
+    """Counts a sound row; whether it is wanted."""
+    if not self._tracker.observe(header, self._stats):
+      return False
+    stale = self._oldest is not None and int(header['version']) < self._oldest
+    self._stats.stale += stale
+    return not stale
 
   def _recycle(self, slab: _Slab) -> None:
     slab.reset()

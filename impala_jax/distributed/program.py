@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from impala_jax import config as config_lib
+from impala_jax import config_validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +144,11 @@ def program_of(
     )
   if learners < 1:
     problems.append(f'learners is {learners}: must be at least 1')
-  elif config.learner.batch_size % learners:
-    problems.append(
-      f'learner.batch_size is {config.learner.batch_size}: must be a multiple of '
-      f'the number of learners ({learners})'
-    )
+  else:
+    try:
+      config_validation.validate(config, learners=learners)
+    except config_lib.ConfigError as e:
+      problems.append(str(e))
   if problems:
     raise config_lib.ConfigError('\n'.join(problems))
   resources = resources or {}
@@ -169,7 +170,7 @@ def program_of(
       'learner',
       learners,
       grace=learner_grace,
-      ports=('control', 'queue', 'coordinator'),
+      ports=('control', 'queue'),
     ),
     role('actor', config.actor.num_actors, grace=30.0, elastic=True),
   ]

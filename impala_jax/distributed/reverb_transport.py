@@ -145,6 +145,10 @@ class ReverbReader:
         raise
       raise transport.TransportError('reading from Reverb failed') from self._failure
 
+  def refuse_older(self, version: int) -> None:
+    """See `transport.Reader`."""
+    self._local.refuse_older(version)
+
   def stats(self) -> transport.ReaderStats:
     """See `transport.Reader`."""
     stats = self._local.stats()

@@ -6,22 +6,24 @@ so, or the learner has been out of reach for too long; no wait is without an end
 """
 
 import contextlib
-import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from impala_jax import actor as actor_lib
 from impala_jax import checkpointing, components, evaluator, learner_loop, metrics
 from impala_jax import config as config_lib
+from impala_jax import learner as learner_lib
 from impala_jax.distributed import control as control_lib
-from impala_jax.distributed import transport
+from impala_jax.distributed import gang_start, learner_gang, transport
 from impala_jax.environments import registry
 
-_START_TIMEOUT = 180.0  # Seconds for a learner to come up.
+_START_TIMEOUT = 180.0  # Seconds for environments to come up.
+_PATIENCE = 120.0  # Seconds of an actor without its learner, if nothing else is said.
+_MISSED_END = 10.0  # Of the evaluator, which then takes the run to have ended.
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
 
 
@@ -30,47 +32,112 @@ def run_learner(
   run_dir: pathlib.Path,
   should_stop: Callable[[], bool],
 ) -> None:
-  """The learner process: queue, parameter server and updates.
+  """The learner process, or one of several: queue, parameter server and updates.
 
   Goes on from the newest sound checkpoint of the run directory, if there is one.
+  Learner 0 writes metrics and checkpoints; the others report to it.
+
+  Raises:
+    learner_gang.GangError: another learner has failed or was told to stop. (Where this
+      one fails beside others it ends at once, with its cause.)
   """
-  from impala_jax.distributed import endpoints
+  # Before anything asks which devices there are.
+  gang = gang_start.join(run_dir, os.environ, should_stop)
+  if gang is None:
+    return
+  with gang.together():
+    loop = _learn(parts, run_dir, gang, should_stop)
+    gang.finish()
+  logging.info('ended at %d updates, %d frames', loop.updates, loop.frames)
+  if gang.stopped_by is not None and not should_stop():
+    # Not an end that was asked of this process: it is to be started again.
+    raise learner_gang.GangError(f'learner {gang.stopped_by} was told to stop')
+
+
+def _learn(
+  parts: components.Components,
+  run_dir: pathlib.Path,
+  gang: learner_gang.Alone,
+  should_stop: Callable[[], bool],
+) -> learner_loop.LearnerLoop:
+  from impala_jax.distributed import endpoints, relayed_control
 
   config = parts.config
+  first = gang.index == 0
   learner = parts.make_learner()
-  checkpoints = run_dir / 'checkpoints'
-  resume = checkpointing.latest(checkpoints, learner.template())
-  if resume is not None:
-    logging.info('goes on from %s', resume.path)
-  control = control_lib.Control()
+  resume = _resume(run_dir / 'checkpoints', learner, gang)
+  keys = _keys(config, run_dir)
   with contextlib.ExitStack() as stack:
+    control: Any = control_lib.Control()
+    writer = saver = None
+    on_record: Callable[[dict[str, Any]], None] = lambda record: None
+    if first:
+      writer = metrics.MetricsWriter(run_dir)
+      stack.callback(writer.close)
+      saver = checkpointing.Saver(
+        run_dir / 'checkpoints', config.learner.keep_checkpoints
+      )
+      stack.callback(saver.close)
+    else:
+      control = relayed_control.RelayedControl(
+        gang.index, int(os.environ.get('IMPALA_INCARNATION', '0'))
+      )
+      on_record = control.keep
     reader, addresses = stack.enter_context(
       endpoints.serve(
         parts.layout,
-        config.learner.batch_size,
-        config.queue_capacity,
+        config.learner.batch_size // gang.count,
+        config.queue_capacity // gang.count,
         control,
         endpoints.Place.from_environment(os.environ),
-        _keys(parts.config, run_dir),
+        keys,
         config.transport.open_port,
       )
     )
-    writer = metrics.MetricsWriter(run_dir)
-    stack.callback(writer.close)
-    saver = checkpointing.Saver(checkpoints, config.learner.keep_checkpoints)
-    stack.callback(saver.close)
     loop = learner_loop.LearnerLoop(
-        config, learner, reader, control, writer, saver, resume,
-        should_stop=should_stop,
+        config, learner, reader, control, writer, saver, resume, on_record,
+        should_stop, gang,
     )  # fmt: skip
-    metrics.write_json(run_dir / 'address.json', addresses)
+    # Learner 0 last: its addresses say that all others' can be read.
+    if not first:
+      metrics.write_json(endpoints.address_path(run_dir, gang.index), addresses)
+    gang.gather()
+    if first:
+      metrics.write_json(
+        endpoints.address_path(run_dir, 0), {**addresses, 'learners': gang.count}
+      )
     logging.info('serves %s', addresses)
+    address = gang.spread(addresses['control'])
+    if not first:
+      control.relay(endpoints.open_control(address, keys), reader.stats)
+    # The first to hear of an error: the others wait for this learner.
+    stack.enter_context(gang.together())
     loop.run()
     control.stop()
     # Actors first: what they confirm while the queue goes away means nothing.
     _wait_for_goodbye(control)
-    loop.last_record()
-  logging.info('ended at %d updates, %d frames', loop.updates, loop.frames)
+    if not first:
+      loop.last_record()
+      control.end_relay()
+    gang.gather()
+    if first:
+      loop.last_record()
+  return loop
+
+
+def _resume(
+  checkpoints: pathlib.Path, learner: learner_lib.Learner, gang: learner_gang.Alone
+) -> checkpointing.Checkpoint | None:
+  """The checkpoint that all learners go on from: learner 0 chooses."""
+  resume = None
+  if gang.index == 0:
+    resume = checkpointing.latest(checkpoints, learner.template())
+  name = gang.spread(resume.path.name if resume else '')
+  if gang.index and name:
+    resume = checkpointing.load(checkpoints / name, learner.template())
+  if resume is not None:
+    logging.info('goes on from %s', resume.path)
+  return resume
 
 
 def run_actor(
@@ -80,20 +147,22 @@ def run_actor(
   incarnation: int,
   should_stop: Callable[[], bool],
 ) -> None:
-  """An actor process."""
-  from impala_jax.distributed import endpoints
+  """An actor process; it follows a learner that restarts or moves.
 
-  address = _wait_for_address(run_dir, should_stop)
-  if address is None:
+  Raises:
+    transport.TransportError, TimeoutError: the learner stayed away, see `Actor.run`.
+  """
+  from impala_jax.distributed import learner_link, learner_way
+
+  way = learner_way.Way(run_dir, index, parts.layout, _keys(parts.config, run_dir))
+  link = learner_link.open_link(way, should_stop, writes=True)
+  if link is None:
     return
-  with contextlib.ExitStack() as stack:
-    keys = _keys(parts.config, run_dir)
-    client = endpoints.open_control(address['control'], keys)
-    stack.callback(client.close)
-    writer = stack.enter_context(
-      endpoints.open_writer(address['transport'], parts.layout, keys)
-    )
-    drive_actor(parts, writer, client, client, index, incarnation, should_stop)
+  with contextlib.closing(link):
+    drive_actor(
+      parts, link, link, link, index, incarnation, should_stop,
+      learner_way.patience() or _PATIENCE,
+    )  # fmt: skip
 
 
 def drive_actor(
@@ -104,8 +173,12 @@ def drive_actor(
   index: int,
   incarnation: int,
   should_stop: Callable[[], bool],
+  patience: float = _PATIENCE,
 ) -> None:
-  """Runs one actor and its reports, in a process or a thread of its own."""
+  """Runs one actor and its reports, in a process or a thread of its own.
+
+  The actor gives up after `patience` seconds without its learner.
+  """
   config = parts.config
   reporter = control_lib.Reporter(control, 'actor', index, incarnation)
   told_to_stop = False
@@ -134,10 +207,9 @@ def drive_actor(
           'kind': 'environment_failure', 'actor': index, 'env_id': failure.env_id,
           'task_id': failure.task_id, 'cause': failure.cause,
       })  # fmt: skip
-    try:
+    # A report that fails is made again; how long for is the actor's business.
+    with contextlib.suppress(transport.TransportError):
       told_to_stop = told_to_stop or not reporter.maybe_report(totals())
-    except transport.TransportError as e:
-      logging.warning('report failed: %s', e)
     return told_to_stop or should_stop()
 
   environment = parts.make_environments(index)
@@ -147,7 +219,8 @@ def drive_actor(
       incarnation=incarnation,
       seed=registry.random_seed(config.seed, index, incarnation),
       inference_batch=config.actor.inference_batch,
-      send_logits=config.actor.send_logits, should_stop=stop,
+      send_logits=config.actor.send_logits, should_stop=stop, patience=patience,
+      max_lag=config.learner.max_policy_lag,
       environment_patience=_START_TIMEOUT + 2 * config.environment.reset_timeout,
   )  # fmt: skip
   try:
@@ -165,13 +238,17 @@ def run_evaluator(
   should_stop: Callable[[], bool],
 ) -> None:
   """The evaluator process: every so often in training, and once at its end."""
-  from impala_jax.distributed import endpoints
+  from impala_jax.distributed import learner_link, learner_way
 
-  address = _wait_for_address(run_dir, should_stop)
-  if address is None:
+  way = learner_way.Way(run_dir, 0, parts.layout, _keys(parts.config, run_dir))
+  link = learner_link.open_link(way, should_stop, writes=False)
+  if link is None:
     return
-  client = endpoints.open_control(address['control'], _keys(parts.config, run_dir))
-  drive_evaluator(parts, run_dir, client, incarnation, should_stop)
+  with contextlib.closing(link):
+    drive_evaluator(
+      parts, run_dir, link, incarnation, should_stop,
+      learner_way.patience() or _MISSED_END,
+    )  # fmt: skip
 
 
 def drive_evaluator(
@@ -180,8 +257,13 @@ def drive_evaluator(
   control: Any,
   incarnation: int,
   should_stop: Callable[[], bool],
+  patience: float = _MISSED_END,
 ) -> None:
-  """Evaluates until the run ends, then writes the last evaluation and a video."""
+  """Evaluates until the run ends, then writes the last evaluation and a video.
+
+  The run has ended, too, when its learner has been away for `patience` seconds: it
+  has written its checkpoint.
+  """
   config = parts.config
   reporter = control_lib.Reporter(control, 'evaluator', 0, incarnation, interval=1.0)
   ended = False
@@ -191,7 +273,7 @@ def drive_evaluator(
     try:
       ended = ended or not reporter.maybe_report({})
     except transport.TransportError:
-      ended = True  # A learner that has gone has also written its checkpoint.
+      ended = reporter.unheard > patience
     return ended or should_stop()
 
   session = evaluator.Session(parts, run_dir)
@@ -228,27 +310,3 @@ def _wait_for_goodbye(control: control_lib.Control) -> None:
     if not present:
       return
     time.sleep(0.1)
-
-
-def _wait_for_address(
-  run_dir: pathlib.Path, should_stop: Callable[[], bool]
-) -> dict[str, str] | None:
-  """The learner's addresses; None if told to stop before.
-
-  Raises:
-    TimeoutError: no learner came up.
-  """
-  path = run_dir / 'address.json'
-  deadline = time.monotonic() + _START_TIMEOUT
-  for _ in _until(deadline):
-    if should_stop():
-      return None
-    if path.exists():
-      return json.loads(path.read_text())
-  raise TimeoutError(f'no learner wrote {path} within {_START_TIMEOUT:.0f} s')
-
-
-def _until(deadline: float, pause: float = 0.2) -> Iterator[None]:
-  while time.monotonic() < deadline:
-    yield
-    time.sleep(pause)

@@ -33,6 +33,7 @@ class ReaderStats:
   corrupted: int = 0  # Refused by checksum or layout; most are `lost`, too.
   lost: int = 0  # Sequence numbers skipped.
   duplicated: int = 0  # Sequence numbers seen before; not handed on.
+  stale: int = 0  # Of older parameters than asked for; not handed on.
   queued: int = 0  # Waiting now.
   capacity: int = 0  # How many may wait.
 
@@ -121,6 +122,12 @@ class Reader(Protocol):
     Raises:
       TimeoutError: no full batch in time; what has come is kept for later.
       Closed: `close` was called.
+    """
+
+  def refuse_older(self, version: int) -> None:
+    """From now on unrolls of parameters before `version` are refused and counted.
+
+    Those of which the next batch already consists in part stay.
     """
 
   def stats(self) -> ReaderStats:

@@ -102,7 +102,7 @@ def _service(program: program_lib.Program, options: pods.Options) -> pods.Object
 def _closed_network(program: program_lib.Program, options: pods.Options) -> pods.Object:
   """Nothing reaches the run's pods; they reach names and the learners alone."""
   dns = [{'protocol': p, 'port': 53} for p in ('UDP', 'TCP')]
-  served = [p for n, p in pods.ports(program, options).items() if n != 'coordinator']
+  served = list(pods.ports(program, options).values())
   return {
     'apiVersion': 'networking.k8s.io/v1',
     'kind': 'NetworkPolicy',
@@ -136,7 +136,7 @@ def _learner_network(
   program: program_lib.Program, options: pods.Options
 ) -> pods.Object:
   """The run's pods reach the learners' services; learners reach each other."""
-  served = [p for n, p in pods.ports(program, options).items() if n != 'coordinator']
+  served = list(pods.ports(program, options).values())
   gang = [{'podSelector': {'matchLabels': pods.labels(program, 'learner')}}]
   return {
     'apiVersion': 'networking.k8s.io/v1',
@@ -150,7 +150,7 @@ def _learner_network(
           'from': [{'podSelector': {'matchLabels': pods.labels(program)}}],
           'ports': [{'protocol': 'TCP', 'port': p} for p in served],
         },
-        # Collectives choose their ports.
+        # The learners' own lines and collectives choose their ports.
         {'from': gang},
       ],
       'egress': [{'to': gang}],

@@ -33,7 +33,7 @@ class Options(backend.Options):
   node_selector: tuple[str, ...] = ()  # key=value, of the learners.
   pull_secret: str = ''
   user: int = 1000  # Numeric, not root.
-  base_port: int = 8470  # Control; queue and coordinator follow.
+  base_port: int = 8470  # Control; the queue's follows.
 
   def more_problems(self) -> list[tuple[str, str]]:
     problems = []
@@ -164,7 +164,6 @@ def _environment(
   program: program_lib.Program, options: Options, role: program_lib.Role
 ) -> list[Object]:
   learners = program.role('learner')
-  first = f'{program.name}-learner-0-0.{program.name}-learner'
   env: list[Object] = [
     {
       'name': 'IMPALA_INDEX',
@@ -180,11 +179,6 @@ def _environment(
     host = f'{program.name}-learner-0-$(IMPALA_INDEX).{program.name}-learner'
     env.append({'name': 'IMPALA_HOST', 'value': host})
     env += [
-      {'name': f'IMPALA_{n.upper()}_PORT', 'value': str(p)}
-      for n, p in served.items()
-      if n != 'coordinator'
+      {'name': f'IMPALA_{n.upper()}_PORT', 'value': str(p)} for n, p in served.items()
     ]
-    if learners.replicas > 1:
-      value = f'{first}:{served["coordinator"]}'
-      env.append({'name': 'IMPALA_COORDINATOR', 'value': value})
   return env

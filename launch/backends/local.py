@@ -38,19 +38,15 @@ class Local(backend.Backend):
     return [
       self._command(program, role, index)
       for role in program.roles
-      for index in range(role.replicas)
+      for index in range(1 if role.restart.gang else role.replicas)
     ]
 
   def submit(self, program: program_lib.Program) -> backend.Launch:
-    if program.role('learner').replicas > 1:
-      raise backend.BackendError(
-        'local.learners: one machine runs one learner process with all its devices'
-      )
     self.write_files(program, self.render(program))
     run_records.reset(pathlib.Path(program.run_dir))
     launch = self.new_launch(program, {})
     for role in program.roles:
-      for index in range(role.replicas):
+      for index in range(1 if role.restart.gang else role.replicas):
         self._start(launch, role, index)
     launch.write()
     return launch
@@ -58,12 +54,16 @@ class Local(backend.Backend):
   def status(self, launch: backend.Launch) -> list[backend.Task]:
     tasks = []
     for role, handle in launch.handles.items():
-      for index, process in enumerate(handle):
+      gang = launch.program.role(role).restart.gang
+      processes = handle * launch.program.role(role).replicas if gang else handle
+      for index, process in enumerate(processes):
         record = run_records.read_record(
           run_records.record_path(launch.run_dir, role, index)
         )
         if _process(process) is not None:
-          state = 'running'
+          # One that has ended starts again with its gang.
+          waits = gang and record.get('state') != 'running'
+          state = 'pending' if waits else 'running'
         else:
           state = 'failed' if record.get('state') == 'failed' else 'done'
         detail = f'process {process["pid"]}'
@@ -86,7 +86,7 @@ class Local(backend.Backend):
     run_records.end_run(launch.run_dir, 'stopped')
     words = []
     grace = launch.program.role('learner').grace
-    if _end(launch.handles['learner'], grace + 5.0):
+    if _end(launch.handles['learner'], grace + 20.0):
       words.append(f'the learner did not end within {grace:.0f} s: killed')
     rest = [p for handle in launch.handles.values() for p in handle]
     # They have seen that the run ended, and leave by themselves.
@@ -97,20 +97,28 @@ class Local(backend.Backend):
     return '; '.join(['stopped', *words])
 
   def _environment(self, program: program_lib.Program) -> dict[str, str]:
-    return {'IMPALA_RUN_DIR': program.run_dir, 'IMPALA_COUNT': '1'}
+    count = program.role('learner').replicas
+    return {'IMPALA_RUN_DIR': program.run_dir, 'IMPALA_COUNT': str(count)}
 
   def _command(
     self, program: program_lib.Program, role: program_lib.Role, index: int
   ) -> list[str]:
     python = self.options.python
+    command, name, grace = [python, *role.argv], role.name, role.grace
+    incarnation = f'--first_incarnation={program.first_incarnation}'
+    if role.restart.gang:
+      command = [
+          python, '-m', 'launch.local_gang', f'--count={role.replicas}', incarnation,
+          f'--grace={grace:g}', '--', *command,
+      ]  # fmt: skip
+      name, grace = f'{name}-gang', grace + 15.0
     return [
-        python, '-m', 'launch.supervise', role.name, f'--index={index}',
-        f'--first_incarnation={program.first_incarnation}',
+        python, '-m', 'launch.supervise', name, f'--index={index}', incarnation,
         f'--max_restarts={role.restart.max_restarts}',
-        f'--window={role.restart.window:g}', f'--grace={role.grace:g}',
+        f'--window={role.restart.window:g}', f'--grace={grace:g}',
         *(['--essential'] if role.restart.essential else
           [f'--linger={_EVALUATION if role.name == "evaluator" else 20}']),
-        '--', python, *role.argv,
+        '--', *command,
     ]  # fmt: skip
 
   def _start(self, launch: backend.Launch, role: program_lib.Role, index: int) -> None:

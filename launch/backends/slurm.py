@@ -64,17 +64,18 @@ class Slurm(backend.Backend):
     return self.new_launch(program, handles)
 
   def status(self, launch: backend.Launch) -> list[backend.Task]:
-    places = {}
+    places = []
     for role, handle in launch.handles.items():
-      if isinstance(handle, str):
-        places[handle] = (role, 0)
+      if isinstance(handle, str):  # Several learners are one job.
+        replicas = launch.program.role(role).replicas
+        places += [(handle, role, i) for i in range(replicas)]
       else:
         for chunk in handle:
           for i in range(chunk['count']):
-            places[f'{chunk["job"]}_{i}'] = (role, chunk['first'] + i)
+            places.append((f'{chunk["job"]}_{i}', role, chunk['first'] + i))
     found = _jobs(launch)
     tasks = []
-    for job, (role, index) in places.items():
+    for job, role, index in places:
       state, where, detail = found.get(job, ('GONE', '', 'Slurm has forgotten it'))
       name = _STATES.get(state, 'pending')
       if state == 'GONE':

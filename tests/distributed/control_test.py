@@ -45,6 +45,29 @@ def test_grpc_client_sees_the_same():
   server.close()
 
 
+def test_versions_of_another_learner_do_not_count():
+  before, after = _published(9), _published(4)
+  assert after.fetch(9) is None
+  assert after.fetch(9, of=after.identity) is None
+  assert after.fetch(9, of=before.identity)[0] == 4
+  assert control_lib.Control().fetch(9, of=before.identity) is None  # None yet.
+
+  def ask(control, client_of=''):
+    server = control_grpc.Server(control)
+    client = control_grpc.Client(server.address, timeout=20.0)
+    client.learner = client_of
+    try:
+      return client.fetch(9), client.learner
+    finally:
+      client.close()
+      server.close()
+
+  (version, _), learner = ask(after, before.identity)
+  assert (version, learner) == (4, after.identity)
+  assert ask(after, after.identity) == (None, after.identity)
+  assert ask(after)[0][0] == 4  # Whose version 9 it is nobody knows.
+
+
 def test_a_learner_that_is_gone_is_an_error_in_bounded_time():
   control = _published(0)
   server = control_grpc.Server(control)
@@ -90,5 +113,7 @@ def test_a_failed_report_keeps_its_events():
   reporter.add({'kind': 'episode'})
   with pytest.raises(transport.TransportError):
     reporter.maybe_report({})
+  assert reporter.unheard > 0
   assert reporter.maybe_report({})
+  assert reporter.unheard == 0
   assert control.events == [{'kind': 'episode'}]

@@ -47,6 +47,8 @@ def say(word):
   print(word, flush=True)
   sys.stdin.readline()
 
+if sys.argv[2] == 'device':
+  loopback_guard._SO_ATTACH_FILTER = 9999  # As if filters were refused.
 if sys.argv[2] == 'open':
   start()
 else:
@@ -69,7 +71,10 @@ import sys
 from impala_jax.distributed import reverb_transport
 from tests.distributed import transport_contract as contract
 form = contract.layout()
-only = sys.argv[1] == 'guarded'
+only = sys.argv[1] != 'open'
+if sys.argv[1] == 'device':
+  from impala_jax.distributed import loopback_guard
+  loopback_guard._SO_ATTACH_FILTER = 9999  # As if filters were refused.
 reader = reverb_transport.ReverbReader(form, 4, 8, port=5000, loopback_only=only)
 print('serves', flush=True)
 writer = reverb_transport.ReverbWriter('localhost:5000', form)
@@ -90,8 +95,10 @@ class Place:
 
   @contextlib.contextmanager
   def process(self, code: str, *args: str):
+    # Who may use filters may do more than others with devices, too.
+    humble = ['setpriv', '--bounding-set=-all', '--inh-caps=-all']
     child = self.server.popen(
-      [sys.executable, '-c', code, *args],
+      [*(humble if 'device' in args else []), sys.executable, '-c', code, *args],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -117,11 +124,12 @@ def place():
     yield Place(network)
 
 
+@pytest.mark.parametrize('way', ['filter', 'device'])
 @pytest.mark.parametrize('family', ['v4', 'v6'])
-def test_loopback_alone_reaches_a_guarded_port(place, family):
+def test_loopback_alone_reaches_a_guarded_port(place, family, way):
   loopback = _LOOPBACK[:2] if family == 'v4' else _LOOPBACK
   own = place.own[:1] if family == 'v4' else place.own
-  with place.process(_SERVER, family, 'guarded') as child:
+  with place.process(_SERVER, family, way) as child:
     assert child.stdout.readline() == 'starting\n'
     # The server listens already; not even loopback gets to it.
     for host, addresses in (
@@ -138,6 +146,33 @@ def test_loopback_alone_reaches_a_guarded_port(place, family):
       assert place.answers(host, own * 3) == ['unreachable'] * len(own) * 3
 
 
+def test_what_came_before_the_guard_does_not_get_in(place):
+  """Where there is no filter, connections to the socket in front are made."""
+  client = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 5000), 20.0) as s:
+  print('connected', flush=True)
+  s.settimeout(20.0)
+  try:
+    print(s.recv(10).decode() or 'ended')
+  except OSError as e:
+    print('ended')
+"""
+  with place.process(_SERVER, 'v4', 'device') as child:
+    assert child.stdout.readline() == 'starting\n'
+    stranger = place.stranger.popen(
+      [sys.executable, '-c', client, place.own[0]], stdout=subprocess.PIPE, text=True
+    )
+    try:
+      assert stranger.stdout.readline() == 'connected\n'
+      place.go_on(child)
+      assert child.stdout.readline() == 'serves\n'
+      assert stranger.stdout.readline() == 'ended\n'
+    finally:
+      stranger.kill()
+      stranger.communicate()
+
+
 def test_without_the_guard_the_same_server_is_reached(place):
   with place.process(_SERVER, 'v6', 'open') as child:
     assert child.stdout.readline() == 'serves\n'
@@ -145,7 +180,7 @@ def test_without_the_guard_the_same_server_is_reached(place):
     assert place.answers(place.server, place.own, 20.0) == ['welcome'] * 2
 
 
-@pytest.mark.parametrize('mode', ['guarded', 'open'])
+@pytest.mark.parametrize('mode', ['filter', 'device', 'open'])
 def test_the_queue_of_unrolls(place, mode):
   pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
   with place.process(_REVERB, mode) as child:
@@ -153,9 +188,10 @@ def test_the_queue_of_unrolls(place, mode):
     assert child.stdout.readline() == 'read 4\n'
     # gRPC's server speaks first, with its settings.
     client = textwrap.dedent(_CLIENT).replace('s.recv(10).decode()', 'len(s.recv(1))')
+    seconds = '20' if mode == 'open' else '1.5'
     for host in (place.stranger, place.server):
-      answers = host.run(sys.executable, '-c', client, '1.5', *place.own).split()
-      assert answers == (['unreachable'] * 2 if mode == 'guarded' else ['1'] * 2)
+      answers = host.run(sys.executable, '-c', client, seconds, *place.own).split()
+      assert answers == (['1'] if mode == 'open' else ['unreachable']) * 2
     answers = place.server.run(sys.executable, '-c', client, '20', *_LOOPBACK).split()
     assert answers == ['1'] * 3
 
@@ -170,6 +206,9 @@ def test_parameters_are_served_on_loopback_alone_by_default():
     server.close()
 
 
+@pytest.mark.skipif(
+  not loopback_guard._choose(), reason='the kernel refuses filters without privilege'
+)
 def test_the_filter_cannot_be_taken_off():
   port, lock = ports.reserve(0)
   with lock, contextlib.ExitStack() as stack:
@@ -189,13 +228,23 @@ def test_the_filter_cannot_be_taken_off():
 @pytest.mark.parametrize('option', ['_SO_ATTACH_FILTER', '_SO_LOCK_FILTER'])
 def test_a_kernel_that_refuses(monkeypatch, option):
   monkeypatch.setattr(loopback_guard, option, 9999)
+  monkeypatch.setattr(loopback_guard, '_LOOPBACK', b'no-such')
   port, lock = ports.reserve(0)
   with (
     lock,
-    pytest.raises(loopback_guard.GuardError, match='the kernel refuses the socket'),
+    pytest.raises(loopback_guard.GuardError, match=r'refuses a filter .*network names'),
     loopback_guard.guarded(port),
   ):
     raise AssertionError('the server would have started')
+
+
+def test_a_machine_on_which_connections_migrate(monkeypatch, tmp_path):
+  monkeypatch.setattr(loopback_guard, '_SO_ATTACH_FILTER', 9999)
+  monkeypatch.setattr(loopback_guard, '_MIGRATE', tmp_path / 'tcp_migrate_req')
+  assert not loopback_guard._choose()
+  (tmp_path / 'tcp_migrate_req').write_text('1\n')
+  with pytest.raises(loopback_guard.GuardError, match='tcp_migrate_req is not 0'):
+    loopback_guard._choose()
 
 
 def test_a_server_that_is_not_there_and_a_port_in_use():

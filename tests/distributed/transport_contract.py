@@ -26,13 +26,23 @@ def layout(height: int = 8, width: int = 4, steps: int = 5):
 
 
 def row(
-  form: unroll_layout.UnrollLayout, sequence: int, actor: int = 0, incarnation: int = 0
+  form: unroll_layout.UnrollLayout,
+  sequence: int,
+  actor: int = 0,
+  incarnation: int = 0,
+  version: int = 7,
 ) -> np.ndarray:
   """A sealed row with content of its own."""
   rng = np.random.default_rng([sequence, actor, incarnation])
   data = form.allocate(1)[0]
   data[:] = rng.integers(0, 256, form.nbytes, dtype=np.uint8)
-  form.seal(data, actor_id=actor, incarnation=incarnation, sequence=sequence, version=7)
+  form.seal(
+    data,
+    actor_id=actor,
+    incarnation=incarnation,
+    sequence=sequence,
+    version=version,
+  )
   return data
 
 
@@ -298,6 +308,31 @@ class TransportContract:
     assert (stats.lost, stats.duplicated, stats.received) == (4, 2, 8)
     stats.lost = 99
     assert link.reader.stats().lost == 4  # It was a copy.
+
+  def test_old_rows_are_refused_counted_and_replaced_by_newer(self, link):
+    form = link.reader.layout
+    writer = link.writer()
+
+    def send(numbers, versions):
+      for i in numbers:
+        writer.write(row(form, i, version=versions[i % len(versions)]), LONG)
+
+    link.reader.refuse_older(10)
+    sender = Call(lambda: send(range(4 * BATCH), versions=[9, 10, 3, 11]))
+    rows = read_rows(link, 2 * BATCH)
+    assert sender.result() is None
+    assert sequences(link, rows) == list(range(1, 4 * BATCH, 2))
+    stats = link.reader.stats()
+    assert (stats.stale, stats.received, stats.queued) == (2 * BATCH, 2 * BATCH, 0)
+    # They came: nothing is lost.
+    assert (stats.lost, stats.duplicated, stats.corrupted) == (0, 0, 0)
+
+    link.reader.refuse_older(11)
+    sender = Call(lambda: send(range(4 * BATCH, 6 * BATCH), versions=[10, 12]))
+    rows = read_rows(link, BATCH)
+    assert sender.result() is None
+    assert sequences(link, rows) == list(range(4 * BATCH + 1, 6 * BATCH, 2))
+    assert link.reader.stats().stale == 3 * BATCH
 
   def test_impossible_sizes_are_refused(self, make):
     with pytest.raises(ValueError, match=r'capacity is 3: must be at least.*\(4\)'):

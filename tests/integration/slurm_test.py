@@ -169,6 +169,8 @@ def test_a_run_survives_what_clusters_do(cluster, tmp_path):
   where = run.tasks('learner')[0]['where']
   saved = checkpointing.paths(run.run_dir / 'checkpoints')[-1]
   at_least = checkpointing.read(saved)['metadata']['updates']
+  starts = lambda: [t['incarnation'] for t in run.tasks('actor')]
+  before = starts()
   cluster.lose_node(where)
   lost_at = time.time()
   run.wait(
@@ -190,6 +192,7 @@ def test_a_run_survives_what_clusters_do(cluster, tmp_path):
   assert after[0] >= resumed
   assert records[-1]['unrolls_duplicated'] == records[-1]['unrolls_corrupted'] == 0
   run.wait(lambda: run.actors_heard(4) == {0, 1, 2}, 'all actors found it')
+  assert starts() == before  # The same processes, with their environments.
 
   # Fewer, and more.
   run.manage('scale', 'actors', '1')
@@ -235,6 +238,8 @@ def test_a_job_near_its_time_limit_goes_on_in_another(cluster, tmp_path):
   )
   assert (run.run_dir / 'learner-0.told').exists()
   assert started('actor-1')[1][0] > started('actor-1')[0][0]
+  # The other task of the array is left alone, then and later.
+  time.sleep(15.0)
   assert len(started('actor-0')) == 1
   assert not (run.run_dir / 'ended.json').exists()
   (run.run_dir / 'evaluator-0.finish').touch()

@@ -40,6 +40,12 @@ def test_scores_have_one_line():
   assert not any('suite' in x for x in _shown(_STATUS))
 
 
+def test_unrolls_that_were_too_old_show_where_there_are_any():
+  text = ' '.join(' '.join(_shown(_STATUS | {'unrolls_stale': 3})).split())
+  assert 'unrolls 9, 3 too old' in text
+  assert not any('too old' in x for x in _shown(_STATUS | {'unrolls_stale': 0}))
+
+
 def test_many_levels_come_last_and_are_not_broken_over_lines():
   levels = tuple(f'level_with_a_long_name_{i}' for i in range(30))
   returns = {f'episode_return/{x}': float(i) for i, x in enumerate(levels)}

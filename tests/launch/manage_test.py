@@ -167,15 +167,31 @@ def test_a_finished_learner_ends_the_run(launched):
   assert not (run_dir / 'ended.json').exists()
 
 
-def test_actors_follow_a_learner_that_moved(launched):
-  run_dir = launched(actors=1)
+def test_actors_are_left_alone_when_the_learner_moves(launched):
+  note = "\nimport os, pathlib\npathlib.Path(os.environ['IMPALA_RUN_DIR'], "
+  note += "'patience').write_text(os.environ['IMPALA_PATIENCE'])\n"
+  run_dir = launched(actors=1, actor=note + programs.WORK)
   (run_dir / 'address.json').write_text('{"control": "a:1"}')
-  first = wait(lambda: starts(run_dir, 'actor-0'))[0]
-  os.kill(first[1], signal.SIGKILL)  # The next one reads the address.
-  wait(lambda: len(starts(run_dir, 'actor-0')) == 2)
+  wait(lambda: starts(run_dir, 'actor-0'))
+  # They look where it is, and are told how long to wait for it.
+  assert (run_dir / 'patience').read_text() == '43200.0'
   (run_dir / 'address.json').write_text('{"control": "b:2"}')
-  wait(lambda: len(starts(run_dir, 'actor-0')) == 3)
-  assert len(starts(run_dir, 'learner-0')) == 1
+  time.sleep(5)  # Supervisors look every two seconds.
+  assert len(starts(run_dir, 'actor-0')) == 1
+
+
+def test_an_actor_without_a_learner_is_given_up(tmp_path):
+  supervisor = subprocess.run(
+      [sys.executable, '-m', 'launch.supervise', 'actor', '--patience=3', '--',
+       sys.executable, '-c', programs.WORK, 'actor'],
+      cwd=ROOT, env={**os.environ, 'IMPALA_RUN_DIR': str(tmp_path)},
+      capture_output=True, text=True, timeout=120, check=False,
+  )  # fmt: skip
+  assert supervisor.returncode == 1
+  assert 'actor 0: no learner for 3 s' in supervisor.stdout
+  assert (tmp_path / 'actor-0.told').exists()
+  record = run_records.read_record(run_records.record_path(tmp_path, 'actor', 0))
+  assert (record['state'], record['words']) == ('failed', 'no learner for 3 s')
 
 
 def test_what_was_submitted_is_read_back(launched):

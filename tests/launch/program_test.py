@@ -45,7 +45,9 @@ def test_all_mistakes_are_told_at_once():
   with pytest.raises(config_lib.ConfigError) as e:
     program_lib.program_of(config, 'runs/x', '.', learners=5)
   assert 'transport.kind' in str(e.value)
-  assert 'multiple of the number of learners (5)' in str(e.value)
+  assert 'multiple of the number of devices (5 learners x 1): 16 = 3 x 5 + 1' in str(
+    e.value
+  )
 
 
 def test_scaled():
