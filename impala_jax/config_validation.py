@@ -84,6 +84,12 @@ def validate(
   need(config.environment.episode_seeds <= 2**31, 'environment.episode_seeds',
        'must be at most 2^31')  # fmt: skip
 
+  frames = max(1, config.frames_per_update)
+  need(
+    config.learner.total_frames // frames < 2**31 - 1,
+    'learner.total_frames',
+    f'must be below 2^31 updates of {frames} frames',
+  )
   need(
     config.loss.c_clip <= config.loss.rho_clip,
     'loss.c_clip',

@@ -65,6 +65,12 @@ def test_all_impossible_settings_are_named_at_once_with_the_arithmetic():
   assert 'transport.queue_batches is 0: must be at least 1' in text
 
 
+def test_more_updates_than_a_learner_can_count_are_impossible():
+  settings = ['learner.total_frames=1e12', 'learner.batch_size=1']
+  with pytest.raises(config_lib.ConfigError, match=r'below 2\^31 updates of 80 frames'):
+    config_validation.validate(config_lib.override(config_lib.Config(), settings))
+
+
 def test_more_levels_than_environments_is_impossible():
   config = config_lib.override(
     config_lib.Config(), ['environment.levels=a,b,c', 'actor.envs_per_actor=2']

@@ -114,6 +114,11 @@ class LocalTransport:
     with self._lock:
       return dataclasses.replace(self._stats, queued=self._waiting + self._sound)
 
+  def writers(self) -> list[transport.WriterStats]:
+    """See `transport.Reader`."""
+    with self._lock:
+      return self._tracker.writers()
+
   def close(self) -> None:
     """See `transport.Reader`."""
     with self._lock:
@@ -168,10 +173,13 @@ class LocalTransport:
 
   def _take_note(self, header: np.ndarray) -> bool:
     """Counts a sound row; whether it is wanted."""
-    if not self._tracker.observe(header, self._stats):
+    writer = self._tracker.observe(header, self._stats)
+    if writer is None:
       return False
     stale = self._oldest is not None and int(header['version']) < self._oldest
     self._stats.stale += stale
+    writer.stale += stale
+    writer.received += not stale
     return not stale
 
   def _recycle(self, slab: _Slab) -> None:

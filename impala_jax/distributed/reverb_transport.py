@@ -105,15 +105,15 @@ class ReverbReader:
       max_size=1,
       rate_limiter=reverb.rate_limiters.MinSize(1),
     )
-    # Reverb insists on a place for checkpoints, which nobody asks it for.
-    self._folder = tempfile.TemporaryDirectory(prefix='impala_jax-reverb-')
     guard = loopback_guard.guarded if loopback_only else contextlib.nullcontext
-    with guard(self.port):
-      self._server = reverb.Server(
-        [self._table, closing],
-        port=self.port,
-        checkpointer=reverb.checkpointers.DefaultCheckpointer(self._folder.name),
-      )
+    # Reverb insists on a place for checkpoints, which nobody asks it for, and looks
+    # there when it starts. Gone after that, it is not left by a process that is killed.
+    with tempfile.TemporaryDirectory(prefix='impala_jax-reverb-') as folder:
+      checkpointer = reverb.checkpointers.DefaultCheckpointer(folder)
+      with guard(self.port):
+        self._server = reverb.Server(
+          [self._table, closing], port=self.port, checkpointer=checkpointer
+        )
     self._dataset = reverb.TrajectoryDataset(
       f'localhost:{self.port}',
       table_name,
@@ -158,6 +158,10 @@ class ReverbReader:
       stats.queued += self._table.info.current_size
     return stats
 
+  def writers(self) -> list[transport.WriterStats]:
+    """See `transport.Reader`."""
+    return self._local.writers()
+
   def close(self) -> None:
     """See `transport.Reader`."""
     if self._closed.is_set():
@@ -172,7 +176,6 @@ class ReverbReader:
     stopper.start()
     stopper.join(10.0)
     del self._server
-    self._folder.cleanup()
     self._port_lock.close()
 
   def _check_flow(self, waited: float) -> None:

@@ -60,7 +60,7 @@ def _learn(
   gang: learner_gang.Alone,
   should_stop: Callable[[], bool],
 ) -> learner_loop.LearnerLoop:
-  from impala_jax.distributed import endpoints, relayed_control
+  from impala_jax.distributed import endpoints, relayed_control, unroll_counts
 
   config = parts.config
   first = gang.index == 0
@@ -70,7 +70,7 @@ def _learn(
   with contextlib.ExitStack() as stack:
     control: Any = control_lib.Control()
     writer = saver = None
-    on_record: Callable[[dict[str, Any]], None] = lambda record: None
+    keep: Callable[[dict[str, Any]], None] = lambda record: None
     if first:
       writer = metrics.MetricsWriter(run_dir)
       stack.callback(writer.close)
@@ -82,7 +82,7 @@ def _learn(
       control = relayed_control.RelayedControl(
         gang.index, int(os.environ.get('IMPALA_INCARNATION', '0'))
       )
-      on_record = control.keep
+      keep = control.keep
     reader, addresses = stack.enter_context(
       endpoints.serve(
         parts.layout,
@@ -94,6 +94,11 @@ def _learn(
         config.transport.open_port,
       )
     )
+
+    def on_record(record: dict[str, Any]) -> None:
+      keep(record)
+      unroll_counts.write(run_dir, gang.index, control, reader)
+
     loop = learner_loop.LearnerLoop(
         config, learner, reader, control, writer, saver, resume, on_record,
         should_stop, gang,

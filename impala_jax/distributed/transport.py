@@ -38,6 +38,22 @@ class ReaderStats:
   capacity: int = 0  # How many may wait.
 
 
+@dataclasses.dataclass
+class WriterStats:
+  """What a reader counted of one actor process, in unrolls.
+
+  `next - first` = received + stale + `lost`, whatever the queue held when it ended.
+  """
+
+  actor: int
+  incarnation: int
+  first: int  # Sequence number of the first that came.
+  next: int  # One above that of the last.
+  received: int = 0
+  lost: int = 0
+  stale: int = 0
+
+
 class SequenceTracker:
   """Counts lost and repeated unrolls by the sequence numbers of each writer.
 
@@ -46,19 +62,27 @@ class SequenceTracker:
   """
 
   def __init__(self) -> None:
-    self._next: dict[tuple[int, int], int] = {}
+    self._writers: dict[tuple[int, int], WriterStats] = {}
 
-  def observe(self, header: np.ndarray, stats: ReaderStats) -> bool:
-    """Returns whether this unroll is new; updates `lost` and `duplicated`."""
+  def observe(self, header: np.ndarray, stats: ReaderStats) -> WriterStats | None:
+    """Counts `lost` and `duplicated`; None for an unroll that came before."""
     key = (int(header['actor_id']), int(header['incarnation']))
     sequence = int(header['sequence'])
-    expected = self._next.get(key, sequence)
-    if sequence < expected:
+    writer = self._writers.get(key)
+    if writer is None:
+      writer = self._writers[key] = WriterStats(*key, sequence, sequence)
+    if sequence < writer.next:
       stats.duplicated += 1
-      return False
-    stats.lost += sequence - expected
-    self._next[key] = sequence + 1
-    return True
+      return None
+    lost = sequence - writer.next
+    stats.lost += lost
+    writer.lost += lost
+    writer.next = sequence + 1
+    return writer
+
+  def writers(self) -> list[WriterStats]:
+    """Copies."""
+    return [dataclasses.replace(w) for w in self._writers.values()]
 
 
 class Batch:
@@ -132,6 +156,9 @@ class Reader(Protocol):
 
   def stats(self) -> ReaderStats:
     """A copy of the counts. May be called from any thread."""
+
+  def writers(self) -> list[WriterStats]:
+    """Copies of the counts by writer. May be called from any thread."""
 
   def close(self) -> None:
     """Stops accepting; blocked readers and writers return with `Closed` or

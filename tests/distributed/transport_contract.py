@@ -308,6 +308,14 @@ class TransportContract:
     assert (stats.lost, stats.duplicated, stats.received) == (4, 2, 8)
     stats.lost = 99
     assert link.reader.stats().lost == 4  # It was a copy.
+    by_actor = {w.actor: w for w in link.reader.writers()}
+    assert by_actor.keys() == {0, 1}
+    for actor, first, after, lost in ((0, 0, 7, 3), (1, 100, 105, 1)):
+      found = by_actor[actor]
+      assert (found.first, found.next, found.received) == (first, after, 4)
+      assert (found.lost, found.stale) == (lost, 0)
+    by_actor[0].lost = 99
+    assert {w.lost for w in link.reader.writers()} == {3, 1}
 
   def test_old_rows_are_refused_counted_and_replaced_by_newer(self, link):
     form = link.reader.layout
