@@ -8,6 +8,7 @@ Ctrl-C ends it early; what is there is written and marked as incomplete. Exit co
 all was played, 1 a level failed, 2 a mistake in the command, 130 stopped early.
 """
 
+import concurrent.futures
 import dataclasses
 import datetime
 import importlib.util
@@ -70,16 +71,26 @@ class _Plan(NamedTuple):
 
 
 class _Signals:
-  """The first Ctrl-C or SIGTERM is remembered, the second is deadly."""
+  """The first Ctrl-C or SIGTERM is remembered, one more a second later is deadly.
+
+  A second at once is the same: `timeout` signals the process and then its group.
+  """
 
   def __init__(self) -> None:
-    self.stopped = False
+    self._first = 0.0
     for number in (signal.SIGINT, signal.SIGTERM):
       signal.signal(number, self._remember)
 
+  @property
+  def stopped(self) -> bool:
+    return self._first > 0.0
+
   def _remember(self, number: int, _: Any) -> None:
-    self.stopped = True
-    signal.signal(number, signal.SIG_DFL)
+    if not self._first:
+      self._first = time.monotonic()
+    elif time.monotonic() > self._first + 1.0:
+      signal.signal(number, signal.SIG_DFL)
+      signal.raise_signal(number)
 
 
 def _check_flags() -> None:
@@ -230,11 +241,12 @@ def _film(
   signals: _Signals,
   progress: evaluation_progress.Progress,
 ) -> list[str]:
-  """Films each level; returns those that could not be filmed."""
+  """Films the levels, several at a time; returns those that could not be filmed."""
   failed = []
-  for task_id in tasks:
+
+  def film(task_id: int) -> None:
     if signals.stopped:
-      break
+      return
     level = plan.parts.config.environment.levels[task_id]
     try:
       path = video.film(
@@ -245,6 +257,9 @@ def _film(
     except Exception as e:  # The figures are written; the other films can be.
       progress.say(f'{level}: could not be filmed: {type(e).__name__}: {e}')
       failed.append(level)
+
+  with concurrent.futures.ThreadPoolExecutor(_PROCESSES.value) as threads:
+    list(threads.map(film, tasks))
   return failed
 
 
