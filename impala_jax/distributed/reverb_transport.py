@@ -32,8 +32,10 @@ from impala_jax.distributed import (
 _IN_FLIGHT = 1
 # Seconds after which a read of an empty queue returns, to look for `close`.
 _IDLE = 1.0
-# Seconds of vain reads, while rows wait in Reverb, after which its reader is given up:
+# Seconds of vain reads, while rows wait in Reverb, after which it is asked anew (it was
+# seen to sleep on where other work took the cores), and after which it is given up:
 # an item that claims an absurd size blocks it for good.
+_ASLEEP = 5.0
 _STUCK = 30.0
 # Seconds of one wait of a writer, after which it looks for `close`.
 _SLICE = 0.2
@@ -125,11 +127,12 @@ class ReverbReader:
     )
     self._malformed = 0
     self._moved = self._moved_before = 0  # Rows.
+    self._asked_before = 1  # When the last row came.
     self._vain = 0.0  # Seconds of reads since the last row, rows waiting.
     self._failure: Exception | None = None
     self._closed = threading.Event()
-    self._thread = threading.Thread(target=self._pump, name='reverb', daemon=True)
-    self._thread.start()
+    self._asked = 0  # Threads that were started to read; the last one is in charge.
+    self._ask()
     # Else blocked writers would be told that their rows went in.
     atexit.register(self.close)
 
@@ -181,8 +184,12 @@ class ReverbReader:
   def _check_flow(self, waited: float) -> None:
     if self._moved != self._moved_before or not self._table.info.current_size:
       self._moved_before, self._vain = self._moved, 0.0
+      self._asked_before = self._asked
       return
     self._vain += waited
+    if self._vain > _ASLEEP and self._asked == self._asked_before:
+      logging.warning('Reverb is asked anew: nothing came, although rows wait')
+      self._ask()
     if self._vain > _STUCK:
       raise transport.TransportError(
         f'Reverb delivers nothing although rows wait in it (for {self._vain:.0f} s)'
@@ -196,17 +203,24 @@ class ReverbReader:
       connection.flush(_ANSWER)
     connection.close()
 
-  def _pump(self) -> None:
-    """Moves rows into the local queue until `close`."""
+  def _ask(self) -> None:
+    self._asked += 1
+    self._thread = threading.Thread(
+      target=self._pump, args=(self._asked,), name='reverb', daemon=True
+    )
+    self._thread.start()
+
+  def _pump(self, number: int) -> None:
+    """Moves rows into the local queue until `close`, or until another is asked."""
     writer = self._local.writer()
-    while not self._closed.is_set():
+    while number == self._asked and not self._closed.is_set():
       try:
         # Ends when the queue was empty for `_IDLE`; no unroll is lost by that.
         for sample in self._dataset.as_numpy_iterator():
           # Until the learner has room or `close`.
           writer.write(sample.data, threading.TIMEOUT_MAX)
           self._moved += 1
-          if self._closed.is_set():
+          if number != self._asked or self._closed.is_set():
             return
       except transport.Closed:
         return

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -95,6 +96,41 @@ def make(monkeypatch):
 
 class TestReverbTransport(contract.TransportContract):
   pass
+
+
+def test_a_reader_that_sleeps_on_is_asked_anew(make, monkeypatch):
+  link = make(8)
+  monkeypatch.setattr(reverb_transport, '_ASLEEP', 0.5)
+  dataset, slept = link.reader._dataset, threading.Event()
+
+  class SleepsOnce:
+    def as_numpy_iterator(self):
+      if slept.is_set():
+        return dataset.as_numpy_iterator()
+      slept.set()
+      link.reader._closed.wait()
+      return iter(())
+
+  def read_batch():
+    end = time.monotonic() + contract.LONG
+    while True:
+      try:
+        batch = link.reader.read(0.1)
+      except TimeoutError:
+        assert time.monotonic() < end
+        continue
+      found = contract.sequences(link, batch.rows)
+      batch.release()
+      return found
+
+  link.reader._dataset = SleepsOnce()
+  assert slept.wait(contract.LONG)
+  writer = link.writer()
+  for start in (0, 4):
+    for i in range(start, start + 4):
+      writer.write(contract.row(FORM, i), contract.LONG)
+    assert read_batch() == list(range(start, start + 4))
+    assert link.reader._asked == 2  # The second time was enough.
 
 
 def test_items_that_are_no_rows_are_refused(make):
