@@ -171,8 +171,15 @@ def _unrolls(
   problems += [f'unrolls do not add up: {x}' for x in result['unbalanced']]
   for name in ('unrolls_corrupted', 'unrolls_duplicated'):
     result[name] = int(max(r[name] for r in records))
-    if result[name]:
-      problems.append(f'{name}: {result[name]}, though nobody sent any')
+  if result['unrolls_corrupted']:
+    problems.append(f'unrolls_corrupted: {result["unrolls_corrupted"]}, must be 0')
+  # One that a frozen learner had taken but not confirmed is sent again, and refused.
+  freezes = sum(name == 'freeze learner-0' for _, name in soak.faults)
+  again = soak_run.ACTORS * freezes
+  if result['unrolls_duplicated'] > again:
+    problems.append(
+      f'unrolls_duplicated: {result["unrolls_duplicated"]}, more than {again}'
+    )
   # What may go with each learner: a full queue, what its last count (a second old, and
   # another until it is written) had not seen yet, and one in the hands of each actor.
   rate = result['received'] / max(seconds, 1.0)
