@@ -200,7 +200,7 @@ class _Messy(counting.CountingEnvironment):
     super().__init__(**kwargs)
     pathlib.Path(tempfile.gettempdir(), 'maps').mkdir()
     pathlib.Path(tempfile.gettempdir(), 'maps', 'map').write_text('map')
-    print('engine', os.getpid(), 'chatters')
+    print('engine', os.getpid(), 'chatters', flush=True)
     name = f'/dev/shm/{shared}{os.getpid()}'
     with open(name, 'wb+') as f:
       f.truncate(4096)
