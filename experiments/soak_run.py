@@ -3,7 +3,6 @@
 import argparse
 import collections
 import contextlib
-import json
 import os
 import pathlib
 import random
@@ -16,6 +15,7 @@ import psutil
 
 from experiments import soak_processes
 from experiments.soak_processes import Replica
+from impala_jax import metrics
 
 ACTORS = 3
 # Kills are twice as likely as each of the others.
@@ -170,11 +170,8 @@ class Soak:
 
   def _last_update(self) -> float:
     """Time of the newest record, if updates had been made in it; else 0."""
-    try:
-      status = json.loads((self.run_dir / 'status.json').read_text())
-    except (OSError, ValueError):
-      return 0.0
-    return status['time'] if status['frames_per_second'] > 0 else 0.0
+    status = metrics.read_json(self.run_dir / 'status.json')
+    return status['time'] if status.get('frames_per_second', 0) > 0 else 0.0
 
   def _strike(self, fault: Fault) -> None:
     replica, kind = fault.replica, fault.kind
@@ -246,9 +243,8 @@ class Soak:
 
   def _take_ledgers(self) -> None:
     for index in range(self._args.learners):
-      try:
-        ledger = json.loads((self.run_dir / f'unrolls-{index}.json').read_text())
-      except (OSError, ValueError):
+      ledger = metrics.read_json(self.run_dir / f'unrolls-{index}.json')
+      if not ledger:
         continue
       self.ledgers[index, ledger['learner']] = ledger
       for writer in ledger['writers']:

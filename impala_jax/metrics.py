@@ -22,6 +22,14 @@ def write_json(path: pathlib.Path, data: Any) -> None:
   os.replace(aside, path)
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """What `write_json` wrote; empty if it is not there."""
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
+
+
 class MetricsWriter:
   """Appends records to `metrics.jsonl`, to TensorBoard, and to `status.json`.
 

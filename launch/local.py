@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from impala_jax import config as config_lib
+from impala_jax import metrics
 from impala_jax.distributed import supervisor as supervisor_lib
-from launch import run_records
 
 _LEARNER_GRACE = 60.0  # Seconds to finish an update, checkpoint and drain.
 _EVALUATION_GRACE = 300.0  # For the last evaluation and the video.
@@ -130,4 +130,4 @@ def _restarts(supervisor: supervisor_lib.Supervisor) -> str:
 
 
 def _status(run_dir: pathlib.Path) -> dict[str, Any]:
-  return run_records.read_record(run_dir / 'status.json')
+  return metrics.read_json(run_dir / 'status.json')

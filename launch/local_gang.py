@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from impala_jax import metrics
 from launch import run_records, supervised
 
 _COUNT = flags.DEFINE_integer('count', 1, 'Learner processes.')
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
   code = run(processes)
   if code:
     records = [
-      run_records.read_record(run_records.record_path(run_dir, 'learner', i))
+      metrics.read_json(run_records.record_path(run_dir, 'learner', i))
       for i in range(_COUNT.value)
     ]
     failed = [

@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
+from impala_jax import metrics
 from launch import backends, run_records
 from launch.backends import backend, kubernetes
 
@@ -42,9 +43,7 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
   engine = backends.of_launch(launch)
   tasks = []
   for task in engine.status(launch):
-    record = run_records.read_record(
-      run_records.record_path(run_dir, task.role, task.index)
-    )
+    record = metrics.read_json(run_records.record_path(run_dir, task.role, task.index))
     words = record.get('words', '')
     detail = task.detail
     if words and record.get('state') in ('failed', 'restarting'):
@@ -58,7 +57,7 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
     'run': launch.program.name,
     'launcher': launch.launcher,
     'training': _training(launch, engine),
-    'ended': run_records.read_record(run_dir / 'ended.json'),
+    'ended': metrics.read_json(run_dir / 'ended.json'),
     'tasks': tasks,
   }
 
@@ -93,7 +92,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _training(launch: backend.Launch, engine: backend.Backend) -> dict[str, Any]:
-  training = run_records.read_record(launch.run_dir / 'status.json')
+  training = metrics.read_json(launch.run_dir / 'status.json')
   if not training and isinstance(engine, kubernetes.Kubernetes):
     try:
       training = json.loads(engine.run_file(launch, 'status.json'))

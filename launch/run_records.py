@@ -5,24 +5,14 @@ incarnation, which grows with each start on whatever host, because the next one 
 it there. `ended.json` says that the run has ended, and why.
 """
 
-import json
 import pathlib
 import time
-from typing import Any
 
 from impala_jax import metrics
 
 
 def record_path(run_dir: pathlib.Path, role: str, index: int) -> pathlib.Path:
   return run_dir / 'supervised' / f'{role}-{index}.json'
-
-
-def read_record(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON file of the run directory; empty if it is not there."""
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
-    return {}
 
 
 def end_run(run_dir: pathlib.Path, reason: str, cause: str = '') -> None:
@@ -38,7 +28,8 @@ def reset(run_dir: pathlib.Path) -> None:
   for name in ('ended.json', 'address.json'):
     (run_dir / name).unlink(missing_ok=True)
   for path in (run_dir / 'supervised').glob('*.json'):
-    metrics.write_json(path, {'incarnation': read_record(path).get('incarnation', -1)})
+    incarnation = metrics.read_json(path).get('incarnation', -1)
+    metrics.write_json(path, {'incarnation': incarnation})
 
 
 def log_path(run_dir: pathlib.Path, role: str, index: int) -> pathlib.Path:

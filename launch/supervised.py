@@ -68,7 +68,7 @@ class Supervised:
     # The learner's newest sign of life, and when it was seen.
     self._sign: tuple[int, float] = (0, time.monotonic())
     self._child: subprocess.Popen[bytes] | None = None
-    before = run_records.read_record(settings.record)
+    before = metrics.read_json(settings.record)
     self._incarnation = max(
       settings.first_incarnation - 1, int(before.get('incarnation', -1))
     )
@@ -206,12 +206,12 @@ class Supervised:
 
   def _end_if_all_actors_failed(self) -> None:
     """A learner whose actors have all failed for good would wait for ever."""
-    launch = run_records.read_record(self._settings.run_dir / 'launch.json')
+    launch = metrics.read_json(self._settings.run_dir / 'launch.json')
     roles = launch.get('program', {}).get('roles', [])
     count = sum(r['replicas'] for r in roles if r['name'] == 'actor')
     last: dict[str, Any] = {}
     for index in range(count):
-      last = run_records.read_record(
+      last = metrics.read_json(
         run_records.record_path(self._settings.run_dir, 'actor', index)
       )
       if last.get('state') != 'failed':
@@ -235,7 +235,7 @@ class Supervised:
     """How the run ended, in words; empty if it goes on."""
     deadline = time.monotonic() + timeout
     while True:
-      ended = run_records.read_record(self._settings.run_dir / 'ended.json')
+      ended = metrics.read_json(self._settings.run_dir / 'ended.json')
       if ended:
         return f'the run {ended.get("reason")} {ended.get("cause", "")}'.strip()
       if self._stop or time.monotonic() >= deadline:

@@ -173,16 +173,14 @@ def _wait_for(
   deadline = time.monotonic() + _START
   while True:
     _check(run_dir, processes)
-    try:
-      status = json.loads((run_dir / 'status.json').read_text())
-    except (OSError, ValueError):
-      status = {'peers': [], 'updates': 0}
-    came = sum(p['role'] == 'actor' for p in status['peers'])
-    if came >= actors and status['updates']:
+    status = metrics.read_json(run_dir / 'status.json')
+    came = sum(p['role'] == 'actor' for p in status.get('peers', []))
+    updates = status.get('updates', 0)
+    if came >= actors and updates:
       return
     if time.monotonic() > deadline:
       raise SystemExit(
-        f'{came} of {actors} actors and {status["updates"]} updates in {_START:.0f} s'
+        f'{came} of {actors} actors and {updates} updates in {_START:.0f} s'
       )
     time.sleep(0.2)
 

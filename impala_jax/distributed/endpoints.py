@@ -8,12 +8,11 @@
 """
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from impala_jax import unroll_layout
+from impala_jax import metrics, unroll_layout
 from impala_jax.distributed import (
   control,
   control_grpc,
@@ -170,11 +169,11 @@ def read_address(run_dir: pathlib.Path, client_index: int) -> dict[str, str] | N
     not wholly, there yet.
   """
   try:
-    first = json.loads(address_path(run_dir, 0).read_text())
+    first = metrics.read_json(address_path(run_dir, 0))
     learner = client_index % int(first.get('learners', 1))
-    own = json.loads(address_path(run_dir, learner).read_text())
+    own = metrics.read_json(address_path(run_dir, learner)) if learner else first
     return {'control': own['control'], 'transport': own['transport']}
-  except (OSError, ValueError, KeyError):
+  except (ValueError, KeyError):
     return None
 
 

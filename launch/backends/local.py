@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from impala_jax import metrics
 from impala_jax.distributed import program as program_lib
 from launch import run_records
 from launch.backends import backend
@@ -57,9 +58,7 @@ class Local(backend.Backend):
       gang = launch.program.role(role).restart.gang
       processes = handle * launch.program.role(role).replicas if gang else handle
       for index, process in enumerate(processes):
-        record = run_records.read_record(
-          run_records.record_path(launch.run_dir, role, index)
-        )
+        record = metrics.read_json(run_records.record_path(launch.run_dir, role, index))
         if _process(process) is not None:
           # One that has ended starts again with its gang.
           waits = gang and record.get('state') != 'running'

@@ -11,6 +11,7 @@ import re
 import time
 from typing import Any
 
+from impala_jax import metrics
 from impala_jax.distributed import program as program_lib
 from launch import run_records
 from launch.backends import backend, slurm_scripts
@@ -79,9 +80,7 @@ class Slurm(backend.Backend):
       state, where, detail = found.get(job, ('GONE', '', 'Slurm has forgotten it'))
       name = _STATES.get(state, 'pending')
       if state == 'GONE':
-        record = run_records.read_record(
-          run_records.record_path(launch.run_dir, role, index)
-        )
+        record = metrics.read_json(run_records.record_path(launch.run_dir, role, index))
         name = 'failed' if record.get('state') == 'failed' else 'done'
       words = f'job {job} {state.lower()}' + (f' ({detail})' if detail else '')
       tasks.append(backend.Task(role, index, name, where, words))

@@ -13,6 +13,7 @@ import time
 import psutil
 import pytest
 
+from experiments import soak_processes
 from impala_jax import checkpointing, metrics
 from launch import manage, run_records
 
@@ -35,21 +36,9 @@ def launch(run_dir: pathlib.Path, *flags: str) -> None:
   assert done.returncode == 0, done.stderr
 
 
-def processes(run_dir: pathlib.Path) -> list[psutil.Process]:
-  """All that belong to a run."""
-  found = []
-  for process in psutil.process_iter():
-    try:
-      if process.environ().get('IMPALA_RUN_DIR') == str(run_dir):
-        found.append(process)
-    except psutil.Error:
-      continue
-  return found
-
-
 def learner(run_dir: pathlib.Path, index: int) -> psutil.Process | None:
   """The process itself, not its supervisors."""
-  for process in processes(run_dir):
+  for process in soak_processes.of_run(run_dir):
     try:
       command, environment = process.cmdline(), process.environ()
     except psutil.Error:
@@ -67,7 +56,7 @@ def learner(run_dir: pathlib.Path, index: int) -> psutil.Process | None:
 def run_dir(tmp_path):
   path = tmp_path / 'run'
   yield path
-  for process in processes(path):
+  for process in soak_processes.of_run(path):
     process.kill()
 
 
@@ -85,7 +74,7 @@ def wait_for(run_dir: pathlib.Path, condition, what: str, seconds: float = 240.0
 
 
 def updates(run_dir: pathlib.Path) -> int:
-  return int(run_records.read_record(run_dir / 'status.json').get('updates', 0))
+  return int(metrics.read_json(run_dir / 'status.json').get('updates', 0))
 
 
 def log(run_dir: pathlib.Path, index: int) -> str:
@@ -122,7 +111,7 @@ def test_a_run_trains_stops_and_resumes(run_dir):
   assert len({first['transport'], first['control']} | set(second.values())) == 4
   known = lambda: {
     (p['role'], p['index'])
-    for p in run_records.read_record(run_dir / 'status.json').get('peers', [])
+    for p in metrics.read_json(run_dir / 'status.json').get('peers', [])
   }
   everyone = {('learner', 1), ('actor', 0), ('actor', 1)}
   wait_for(run_dir, lambda: known() >= everyone, 'learner 0 hears of all')
@@ -133,7 +122,7 @@ def test_a_run_trains_stops_and_resumes(run_dir):
   ]  # fmt: skip
 
   stop(run_dir)
-  assert processes(run_dir) == []
+  assert soak_processes.of_run(run_dir) == []
   (last,) = ends(run_dir)
   saved = checkpointing.read(checkpointing.paths(run_dir / 'checkpoints')[-1])
   assert saved['metadata']['updates'] == int(saved['state']['updates']) == last
@@ -143,10 +132,10 @@ def test_a_run_trains_stops_and_resumes(run_dir):
 
   launch(run_dir, '--resume', f'--total_frames={record["frames"] + 5000}')
   ending = wait_for(
-    run_dir, lambda: run_records.read_record(run_dir / 'ended.json'), 'it ends'
+    run_dir, lambda: metrics.read_json(run_dir / 'ended.json'), 'it ends'
   )
   assert ending['reason'] == 'finished', ending
-  wait_for(run_dir, lambda: not processes(run_dir), 'all have left')
+  wait_for(run_dir, lambda: not soak_processes.of_run(run_dir), 'all have left')
   record = metrics.read_records(run_dir / 'metrics.jsonl')[-1]
   assert ends(run_dir) == [last, record['updates']]
   assert record['updates'] == -(-(last * 144 + 5000) // 144)
@@ -185,12 +174,12 @@ def test_it_stops_where_one_learner_has_no_actor(run_dir):
   launch(run_dir, '--total_frames=1e9', '--num_actors=1')
   known = lambda: {
     (p['role'], p['index'])
-    for p in run_records.read_record(run_dir / 'status.json').get('peers', [])
+    for p in metrics.read_json(run_dir / 'status.json').get('peers', [])
   }
   wait_for(run_dir, lambda: known() >= {('actor', 0), ('learner', 1)}, 'all are up')
   assert updates(run_dir) == 0
   stop(run_dir)
-  assert processes(run_dir) == []
+  assert soak_processes.of_run(run_dir) == []
   for index in (0, 1):
     assert 'ended at 0 updates' in log(run_dir, index)
   assert len(checkpointing.paths(run_dir / 'checkpoints')) == 1

@@ -1,13 +1,16 @@
 """Several learners on one machine: started, shown, restarted and ended together."""
 
+import contextlib
+import functools
 import os
 import signal
-import time
 
 import psutil
 import pytest
 
-from launch import backends, local_gang, manage, run_records
+from experiments import soak_processes
+from impala_jax import metrics
+from launch import backends, local_gang, manage
 from tests.launch import programs
 
 # Fails in the first learner; the second ends because of that, as real ones do.
@@ -19,6 +22,8 @@ else:
   print('CAUSE: ValueError: no such game')
 raise SystemExit(1)
 """
+
+wait = functools.partial(programs.wait, seconds=120)
 
 
 @pytest.fixture
@@ -33,21 +38,9 @@ def launched(tmp_path):
     return run_dir
 
   yield launch
-  for process in psutil.process_iter():
-    try:
-      if process.environ().get('IMPALA_RUN_DIR') == str(run_dir):
-        process.kill()
-    except psutil.Error:
-      continue
-
-
-def wait(condition, seconds=120):
-  deadline = time.monotonic() + seconds
-  while time.monotonic() < deadline:
-    if value := condition():
-      return value
-    time.sleep(0.1)
-  raise AssertionError(f'not within {seconds} s')
+  for process in soak_processes.of_run(run_dir):
+    with contextlib.suppress(psutil.Error):
+      process.kill()
 
 
 def learners(run_dir):
@@ -86,7 +79,7 @@ def test_a_gang_restarts_and_stops_as_a_unit(launched):
 
 def test_a_crash_loop_ends_the_run_with_the_cause_of_the_one_at_fault(launched):
   run_dir = launched(max_restarts=1, learner=ONE_FAILS)
-  ended = wait(lambda: run_records.read_record(run_dir / 'ended.json'))
+  ended = wait(lambda: metrics.read_json(run_dir / 'ended.json'))
   assert ended['reason'] == 'failed'
   assert 'learner 1 ended with exit code 1: ValueError: no such game' in ended['cause']
   assert 'GangError' not in ended['cause']
