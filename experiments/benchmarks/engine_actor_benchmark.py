@@ -4,11 +4,13 @@
 
 The actor (pool, inference, unrolls, a `local` queue that is emptied at once) and the
 engine, stepped with random actions in one process through nothing but its own calls,
-take turns. Prints one JSON object: agent steps per CPU-second of either process tree,
-and their ratio. Episodes that begin within a round count on both sides.
+take turns. Prints one JSON object: agent steps per CPU-second of either side, and their
+ratio. What episodes cost to begin counts on neither: the bare engine's is taken off,
+and rounds of the actor in which an episode ended are left out (`rounds_with_resets`).
 
 With `--suite dmlab` the bare side is `step` and `observations` of `deepmind_lab`
-itself; with `doom` it is our single environment, stepped in one process.
+itself, with the renderer's own number of threads; with `doom` it is our single
+environment, stepped in one process.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from impala_jax import components, versions
 from impala_jax import config as config_lib
 from impala_jax.distributed import local_transport
 
-# Reads seconds from stdin, steps so long, answers with the steps.
+# Reads seconds from stdin, steps so long, answers with the steps and their CPU-seconds.
 _BARE = """
 import sys, time
 import numpy as np
@@ -48,21 +50,28 @@ if suite == 'dmlab':
     lab.step(table[rng.integers(9)], num_steps=4)
     if lab.is_running():
       lab.observations()
-    else:
-      lab.reset(seed=int(rng.integers(2**31)))
+      return True
+    return False
+  def reset():
+    lab.reset(seed=int(rng.integers(2**31)))
 else:
   from impala_jax.environments import doom
   environment = doom.make(level, 1)
-  environment.reset()
+  reset = environment.reset
+  reset()
   def step():
-    environment.step(rng.integers(9))
+    return not environment.step(rng.integers(9)).last()
 print('ready', flush=True)
 for line in sys.stdin:
-  end, steps = time.monotonic() + float(line), 0
+  end, steps, resets = time.monotonic() + float(line), 0, 0.0
+  begin = time.process_time()
   while time.monotonic() < end:
-    step()
+    if not step():
+      before = time.process_time()
+      reset()
+      resets += time.process_time() - before
     steps += 1
-  print(steps, flush=True)
+  print(steps, time.process_time() - begin - resets, flush=True)
 """
 
 
@@ -70,8 +79,8 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--suite', default='dmlab', choices=('dmlab', 'doom'))
   parser.add_argument('--level', default='rooms_watermaze')
-  parser.add_argument('--envs', type=int, default=8)
-  parser.add_argument('--inference_batch', type=int, default=4)
+  parser.add_argument('--envs', type=int, default=32)
+  parser.add_argument('--inference_batch', type=int, default=0)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--round_s', type=float, default=15.0)
   args = parser.parse_args()
@@ -105,50 +114,71 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
     inference_batch=args.inference_batch,
     should_stop=lambda: time.monotonic() > stop_at[0], environment_patience=600.0,
   )  # fmt: skip
-  trees = {
-    'bare': measure.ProcessTree(bare.pid),
-    'actor': measure.ProcessTree(os.getpid()),
-  }
+  tree = measure.ProcessTree(os.getpid(), interval=60.0)  # Looking costs CPU time.
   try:
     if bare.stdout.readline().strip() != 'ready':
       raise SystemExit('the bare engine did not start: see above')
     stop_at[0] = float('inf')
     actor.run(max_unrolls=args.envs)  # All engines are there, all is compiled.
-    rates: dict[str, list[float]] = {'bare': [], 'actor': []}
-    milliseconds: dict[str, list[float]] = {'policy': [], 'engines': []}
-    for _ in range(args.rounds):
-      cpu = trees['bare'].cpu_seconds()
-      bare.stdin.write(f'{args.round_s}\n')
-      bare.stdin.flush()
-      steps = int(bare.stdout.readline())
-      rates['bare'].append(steps / (trees['bare'].cpu_seconds() - cpu))
-      # The bare engine is of this tree, too, and waits meanwhile.
-      cpu, steps = trees['actor'].cpu_seconds(), actor.agent_steps
-      own = time.process_time()
-      stop_at[0] = time.monotonic() + args.round_s
-      actor.run()
-      steps = actor.agent_steps - steps
-      own = time.process_time() - own
-      cpu = trees['actor'].cpu_seconds() - cpu
-      rates['actor'].append(steps / cpu)
-      milliseconds['policy'].append(1e3 * own / steps)
-      milliseconds['engines'].append(1e3 * (cpu - own) / steps)
+    rounds = [_round(args.round_s, bare, actor, environments, stop_at, tree)
+              for _ in range(args.rounds)]  # fmt: skip
   finally:
     environments.close()
     bare.kill()
     bare.wait()
     queue.close()
-  ratios = [a / b for a, b in zip(rates['actor'], rates['bare'], strict=True)]
+    tree.close()
+  kept = [r for r in rounds if not r['resets']]
+  if not kept:
+    raise SystemExit('episodes ended in every round: ask for more or shorter ones')
+  column = lambda key: [r[key] for r in kept]
   total = sum(actor.seconds.values())
   return {
     'benchmark': 'engine_actor',
     'arguments': vars(args),
-    'bare_steps_per_cpu_second': measure.spread(rates['bare'], 1),
-    'actor_steps_per_cpu_second': measure.spread(rates['actor'], 1),
-    'cpu_ms_per_agent_step': {k: measure.spread(v) for k, v in milliseconds.items()},
-    'actor_over_bare': measure.spread(ratios, 3),
+    'rounds_with_resets': len(rounds) - len(kept),
+    'bare_steps_per_cpu_second': measure.spread(column('bare'), 1),
+    'actor_steps_per_cpu_second': measure.spread(column('actor'), 1),
+    'cpu_ms_per_agent_step': {
+      'policy': measure.spread(column('policy_ms')),
+      'engines': measure.spread(column('engines_ms')),
+    },
+    'actor_over_bare': measure.spread([r['actor'] / r['bare'] for r in kept], 3),
     'wall_share': {k: round(v / total, 3) for k, v in actor.seconds.items()},
     'versions': versions.installed(),
+  }
+
+
+def _round(
+  seconds: float,
+  bare: 'subprocess.Popen[str]',
+  actor: actor_lib.Actor,
+  environments: Any,
+  stop_at: list[float],
+  tree: measure.ProcessTree,
+) -> dict[str, float]:
+  """Both sides for so many seconds each: what they did for a second of CPU time."""
+  assert bare.stdin is not None
+  assert bare.stdout is not None
+  bare.stdin.write(f'{seconds}\n')
+  bare.stdin.flush()
+  bare_steps, bare_cpu = map(float, bare.stdout.readline().split())
+  resetting = lambda: 'in reset' in environments.stats()['states']
+  resets = resetting()
+  # The bare engine is of this tree, too, and waits meanwhile.
+  cpu, own = tree.cpu_seconds(), time.process_time()
+  steps, episodes = actor.agent_steps, len(actor.episodes)
+  stop_at[0] = time.monotonic() + seconds
+  actor.run()
+  steps = actor.agent_steps - steps
+  own = time.process_time() - own
+  cpu = tree.cpu_seconds() - cpu
+  return {
+    'resets': resets or resetting() or len(actor.episodes) > episodes,
+    'bare': bare_steps / bare_cpu,
+    'actor': steps / cpu,
+    'policy_ms': 1e3 * own / steps,
+    'engines_ms': 1e3 * (cpu - own) / steps,
   }
 
 
