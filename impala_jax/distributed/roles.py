@@ -31,11 +31,14 @@ def run_learner(
   parts: components.Components,
   run_dir: pathlib.Path,
   should_stop: Callable[[], bool],
-) -> None:
+) -> bool:
   """The learner process, or one of several: queue, parameter server and updates.
 
   Goes on from the newest sound checkpoint of the run directory, if there is one.
   Learner 0 writes metrics and checkpoints; the others report to it.
+
+  Returns:
+    Whether the run is whole: all its frames are done.
 
   Raises:
     learner_gang.GangError: another learner has failed or was told to stop. (Where this
@@ -44,7 +47,7 @@ def run_learner(
   # Before anything asks which devices there are.
   gang = gang_start.join(run_dir, os.environ, should_stop)
   if gang is None:
-    return
+    return False
   with gang.together():
     loop = _learn(parts, run_dir, gang, should_stop)
     gang.finish()
@@ -52,6 +55,7 @@ def run_learner(
   if gang.stopped_by is not None and not should_stop():
     # Not an end that was asked of this process: it is to be started again.
     raise learner_gang.GangError(f'learner {gang.stopped_by} was told to stop')
+  return loop.frames >= parts.config.learner.total_frames
 
 
 def _learn(

@@ -3,6 +3,10 @@
 The rest comes by environment variables, so that every launcher starts the same
 command: IMPALA_RUN_DIR, IMPALA_INDEX, IMPALA_INCARNATION, and IMPALA_PARENT (a
 process id; when it is gone, so is the reason to run).
+
+Exits with 0 at the end of the run, with 1 and a line `CAUSE: ...` where it fails, with
+2 for a wrong command, and with 143 (`STOPPED`) where it was ended in order by SIGTERM:
+whoever did not ask for that starts it again.
 """
 
 import json
@@ -13,6 +17,7 @@ import signal
 import sys
 import threading
 
+STOPPED = 128 + signal.SIGTERM
 ROLES = ('learner', 'actor', 'evaluator', 'all')
 
 
@@ -46,8 +51,9 @@ def main(argv: list[str]) -> int:
   try:
     saved = json.loads((run_dir / 'config.json').read_text())
     parts = components.build(config_lib.from_dict(saved['config']))
+    whole = False
     if role == 'learner':
-      roles.run_learner(parts, run_dir, should_stop)
+      whole = roles.run_learner(parts, run_dir, should_stop)
     elif role == 'actor':
       roles.run_actor(parts, run_dir, index, incarnation, should_stop)
     elif role == 'evaluator':
@@ -58,7 +64,7 @@ def main(argv: list[str]) -> int:
     logging.exception('%s %d failed', role, index)
     print(f'CAUSE: {type(e).__name__}: {e}', flush=True)
     return 1
-  return 0
+  return STOPPED if stop.is_set() and not whole else 0
 
 
 if __name__ == '__main__':

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+from impala_jax.distributed import run_role
+
 _WINDOW = 600.0  # Seconds in which `max_restarts` counts.
 
 
@@ -83,7 +85,8 @@ class Supervisor:
           self._start(child)
         continue
       code = child.process.returncode
-      if code == 0:
+      # One that may not be restarted and ends in order has ended the run.
+      if code == 0 or (code == run_role.STOPPED and not child.max_restarts):
         child.done = True
         continue
       child.process = None
@@ -169,6 +172,8 @@ def role_environment(
 def explain_exit(code: int) -> str:
   if code < 0:
     return f'was ended by signal {signal.Signals(-code).name}'
+  if code == run_role.STOPPED:
+    return 'was told to stop by SIGTERM'
   return f'ended with exit code {code}'
 
 

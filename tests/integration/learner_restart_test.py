@@ -13,6 +13,7 @@ import pytest
 from experiments import configs
 from impala_jax import config as config_lib
 from impala_jax import metrics
+from impala_jax.distributed import run_role
 from launch import run_directory
 
 pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
@@ -93,9 +94,9 @@ class Run:
       what,
     )
 
-  def end(self, role: str) -> None:
+  def end(self, role: str, code: int = 0) -> None:
     process = self.processes.pop(role)
-    assert process.wait(_LONG) == 0, self.log(role)[-2000:]
+    assert process.wait(_LONG) == code, self.log(role)[-2000:]
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_actor_and_evaluator_outlive_learners(run):
 
   # Told to end although the run goes on, as before the end of a job's time.
   run.processes['learner'].send_signal(signal.SIGTERM)
-  run.end('learner')
+  run.end('learner', run_role.STOPPED)
   assert run.record()['unrolls_lost'] == run.record()['unrolls_duplicated'] == 0
   assert 'leaves; waits for another' in run.log('actor')
   run.start('learner')
@@ -138,7 +139,8 @@ def test_actor_and_evaluator_outlive_learners(run):
   evaluations = len(run.lines('evaluations.jsonl'))
   metrics.write_json(run.run_dir / 'ended.json', {'reason': 'stopped'})
   run.processes['learner'].send_signal(signal.SIGTERM)
-  for role in ('learner', 'actor', 'evaluator'):
+  run.end('learner', run_role.STOPPED)
+  for role in ('actor', 'evaluator'):
     run.end(role)
   assert len(run.lines('evaluations.jsonl')) > evaluations
   last = run.record()

@@ -11,11 +11,12 @@ import time
 import psutil
 import pytest
 
+from impala_jax import metrics
 from impala_jax.distributed import program as program_lib
 from launch import backends, manage, run_records
 from launch.backends import backend
 from tests.launch import programs
-from tests.launch.programs import starts
+from tests.launch.programs import starts, wait
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -47,15 +48,6 @@ def run_manage(*arguments):
       [sys.executable, '-m', 'launch.manage', *map(str, arguments)], cwd=ROOT,
       capture_output=True, text=True, timeout=120, check=False,
   )  # fmt: skip
-
-
-def wait(condition, seconds=60):
-  deadline = time.monotonic() + seconds
-  while time.monotonic() < deadline:
-    if value := condition():
-      return value
-    time.sleep(0.1)
-  raise AssertionError(f'not within {seconds} s')
 
 
 def states(run_dir):
@@ -118,9 +110,19 @@ def test_a_killed_learner_comes_back_too(launched):
   assert not (run_dir / 'ended.json').exists()
 
 
+def test_one_that_another_told_to_stop_comes_back(launched):
+  run_dir = launched(actors=1)
+  first = wait(lambda: starts(run_dir, 'learner-0'))[0]
+  os.kill(first[1], signal.SIGTERM)
+  wait(lambda: len(starts(run_dir, 'learner-0')) == 2)
+  assert not (run_dir / 'ended.json').exists()
+  task = next(t for t in manage.status(run_dir)['tasks'] if t['role'] == 'learner')
+  assert (task['restarts'], task['state']) == (1, 'running')
+
+
 def test_crash_loops_end_with_the_cause(launched):
   run_dir = launched(actors=2, max_restarts=1, learner=programs.CRASH)
-  ended = wait(lambda: run_records.read_record(run_dir / 'ended.json'))
+  ended = wait(lambda: metrics.read_json(run_dir / 'ended.json'))
   assert ended['reason'] == 'failed'
   assert 'exit code 3: ValueError: no such game' in ended['cause']
   (run_dir / 'evaluator-0.finish').touch()
@@ -133,7 +135,7 @@ def test_crash_loops_end_with_the_cause(launched):
 
 def test_the_run_ends_when_all_actors_have_failed(launched):
   run_dir = launched(actors=2, max_restarts=0, actor=programs.CRASH)
-  ended = wait(lambda: run_records.read_record(run_dir / 'ended.json'))
+  ended = wait(lambda: metrics.read_json(run_dir / 'ended.json'))
   assert ended['reason'] == 'failed'
   assert 'all actors' in ended['cause']
   assert 'no such game' in ended['cause']
@@ -190,7 +192,7 @@ def test_an_actor_without_a_learner_is_given_up(tmp_path):
   assert supervisor.returncode == 1
   assert 'actor 0: no learner for 3 s' in supervisor.stdout
   assert (tmp_path / 'actor-0.told').exists()
-  record = run_records.read_record(run_records.record_path(tmp_path, 'actor', 0))
+  record = metrics.read_json(run_records.record_path(tmp_path, 'actor', 0))
   assert (record['state'], record['words']) == ('failed', 'no learner for 3 s')
 
 

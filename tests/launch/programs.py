@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 
 from experiments import configs
 from impala_jax import config as config_lib
@@ -15,7 +16,7 @@ run_dir = pathlib.Path(os.environ['IMPALA_RUN_DIR'])
 name = sys.argv[1] + '-' + os.environ['IMPALA_INDEX']
 def end(*_):
   (run_dir / f'{name}.told').touch()
-  sys.exit(0)
+  sys.exit(143)  # As `run_role` does.
 signal.signal(signal.SIGTERM, end)
 with open(run_dir / f'{name}.starts', 'a') as f:
   f.write(os.environ['IMPALA_INCARNATION'] + ' ' + str(os.getpid()) + '\\n')
@@ -56,3 +57,13 @@ def starts(run_dir, name):
   path = run_dir / f'{name}.starts'
   lines = path.read_text().splitlines() if path.exists() else []
   return [tuple(map(int, line.split())) for line in lines]
+
+
+def wait(condition, seconds=60):
+  """What the condition gives once it gives something true."""
+  deadline = time.monotonic() + seconds
+  while time.monotonic() < deadline:
+    if value := condition():
+      return value
+    time.sleep(0.1)
+  raise AssertionError(f'not within {seconds} s')
