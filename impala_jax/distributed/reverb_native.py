@@ -1,8 +1,8 @@
-"""Reverb's client without TensorFlow's Python package, for actor processes.
+"""Reverb's client without TensorFlow's Python package.
 
 `import reverb` imports all of TensorFlow: seconds of CPU and hundreds of megabytes
-in each actor. Its compiled client needs one library of TensorFlow alone, the one
-that it is linked against, and that loads in milliseconds.
+in each process. Its compiled module needs one library of TensorFlow alone, the one
+that it is linked against, and that loads in milliseconds. See also `reverb_server`.
 """
 
 import contextlib
@@ -77,19 +77,11 @@ class Connection:
     Raises:
       ConnectionError: no answer in time.
     """
-    # Reverb's own message class would import TensorFlow.
-    from google.protobuf import empty_pb2, unknown_fields
-
     try:
       answers = self._client.ServerInfo(max(1, math.ceil(timeout)))
     except RuntimeError as e:
       raise ConnectionError(str(e)) from e
-    tables = []
-    for answer in answers:
-      message = empty_pb2.Empty.FromString(answer)
-      fields = {f.field_number: f.data for f in unknown_fields.UnknownFieldSet(message)}
-      tables.append(Table(fields[_NAME].decode(), fields.get(_CURRENT_SIZE, 0)))
-    return tables
+    return [table_of(answer) for answer in answers]
 
   def send(self, table: str, row: np.ndarray) -> None:
     """Hands a copy of `row` to Reverb's thread, as one item of `table`.
@@ -125,6 +117,16 @@ class Connection:
     """Forgets what was not sent; the server may still insert an item it has."""
     with contextlib.suppress(RuntimeError):
       self._writer.Close()
+
+
+def table_of(info: bytes) -> Table:
+  """Reads a serialised `TableInfo`."""
+  # Reverb's own message class would import TensorFlow.
+  from google.protobuf import empty_pb2, unknown_fields
+
+  message = empty_pb2.Empty.FromString(info)
+  fields = {f.field_number: f.data for f in unknown_fields.UnknownFieldSet(message)}
+  return Table(fields[_NAME].decode(), fields.get(_CURRENT_SIZE, 0))
 
 
 def _package(name: str) -> str:

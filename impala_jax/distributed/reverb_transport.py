@@ -11,10 +11,8 @@ import contextlib
 import logging
 import math
 import os
-import tempfile
 import threading
 import time
-from typing import Any
 
 import numpy as np
 
@@ -24,14 +22,13 @@ from impala_jax.distributed import (
   loopback_guard,
   ports,
   reverb_native,
+  reverb_server,
   transport,
 )
 
-# Unrolls that the reading thread asks for ahead. More are no cheaper, and a malformed
-# item takes them with it: they count as lost.
-_IN_FLIGHT = 1
-# Seconds after which a read of an empty queue returns, to look for `close`.
-_IDLE = 1.0
+# Seconds between looks at an empty queue: at first, and at most, each twice as long.
+_LOOK = 0.0005
+_LOOK_AT_MOST = 0.008
 # Seconds of vain reads, while rows wait in Reverb, after which it is asked anew (it was
 # seen to sleep on where other work took the cores), and after which it is given up:
 # an item that claims an absurd size blocks it for good.
@@ -53,7 +50,7 @@ class ReverbReader:
     layout: of the rows.
     batch_size: rows in a batch.
     capacity: rows that may wait, at least `batch_size`. One batch waits unpacked,
-      the rest in Reverb's table (at least one), up to three are on their way
+      the rest in Reverb's table (at least one), up to five are on their way
       between the two, and each blocked writer parks one on the server.
     port: TCP port of the server, 0 for any that is free.
     loopback_only: whether the kernel shall keep all other machines away. False: any
@@ -86,45 +83,13 @@ class ReverbReader:
     )
     self._capacity = table_size + batch_size
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    import reverb
-    import tensorflow as tf
-
-    with contextlib.suppress(RuntimeError):  # TensorFlow was used before.
-      tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
-    self._errors: Any = tf.errors
     self.port, self._port_lock = ports.reserve(port)
     self.address = f'localhost:{self.port}'
-    table_name = _TABLE.format(layout.nbytes)
-    self._table = reverb.Table.queue(
-      table_name,
-      table_size,
-      signature=tf.TensorSpec((layout.nbytes,), tf.uint8),
-    )
-    closing = reverb.Table(
-      _CLOSING,
-      sampler=reverb.selectors.Fifo(),
-      remover=reverb.selectors.Fifo(),
-      max_size=1,
-      rate_limiter=reverb.rate_limiters.MinSize(1),
-    )
     guard = loopback_guard.guarded if loopback_only else contextlib.nullcontext
-    # Reverb insists on a place for checkpoints, which nobody asks it for, and looks
-    # there when it starts. Gone after that, it is not left by a process that is killed.
-    with tempfile.TemporaryDirectory(prefix='impala_jax-reverb-') as folder:
-      checkpointer = reverb.checkpointers.DefaultCheckpointer(folder)
-      with guard(self.port):
-        self._server = reverb.Server(
-          [self._table, closing], port=self.port, checkpointer=checkpointer
-        )
-    self._dataset = reverb.TrajectoryDataset(
-      f'localhost:{self.port}',
-      table_name,
-      dtypes=tf.uint8,
-      shapes=tf.TensorShape([layout.nbytes]),
-      max_in_flight_samples_per_worker=_IN_FLIGHT,
-      num_workers_per_iterator=1,  # More would break the order.
-      rate_limiter_timeout_ms=int(_IDLE * 1e3),
-    )
+    with guard(self.port):
+      self._server = reverb_server.Server(
+        _TABLE.format(layout.nbytes), table_size, _CLOSING, self.port
+      )
     self._malformed = 0
     self._moved = self._moved_before = 0  # Rows.
     self._asked_before = 1  # When the last row came.
@@ -146,7 +111,10 @@ class ReverbReader:
     except transport.Closed:
       if self._failure is None:
         raise
-      raise transport.TransportError('reading from Reverb failed') from self._failure
+      first = str(self._failure).partition('\n')[0]
+      raise transport.TransportError(
+        f'reading from Reverb failed: {first}'
+      ) from self._failure
 
   def refuse_older(self, version: int) -> None:
     """See `transport.Reader`."""
@@ -158,7 +126,7 @@ class ReverbReader:
     stats.capacity = self._capacity
     stats.corrupted += self._malformed
     if not self._closed.is_set():
-      stats.queued += self._table.info.current_size
+      stats.queued += self._server.waiting()
     return stats
 
   def writers(self) -> list[transport.WriterStats]:
@@ -173,7 +141,7 @@ class ReverbReader:
     atexit.unregister(self.close)
     self._local.close()
     self._announce_close()
-    self._thread.join(_IDLE + 4.0)
+    self._thread.join(5.0)
     # About a second with open calls; the thread is for the worst case.
     stopper = threading.Thread(target=self._server.stop, daemon=True)
     stopper.start()
@@ -182,7 +150,7 @@ class ReverbReader:
     self._port_lock.close()
 
   def _check_flow(self, waited: float) -> None:
-    if self._moved != self._moved_before or not self._table.info.current_size:
+    if self._moved != self._moved_before or not self._server.waiting():
       self._moved_before, self._vain = self._moved, 0.0
       self._asked_before = self._asked
       return
@@ -213,25 +181,35 @@ class ReverbReader:
   def _pump(self, number: int) -> None:
     """Moves rows into the local queue until `close`, or until another is asked."""
     writer = self._local.writer()
+    pause = _LOOK
     while number == self._asked and not self._closed.is_set():
       try:
-        # Ends when the queue was empty for `_IDLE`; no unroll is lost by that.
-        for sample in self._dataset.as_numpy_iterator():
-          # Until the learner has room or `close`.
-          writer.write(sample.data, threading.TIMEOUT_MAX)
+        before = self._moved
+        for item in self._server.take():
           self._moved += 1
-          if number != self._asked or self._closed.is_set():
-            return
+          if self._is_row(item):
+            # Until the learner has room or `close`.
+            writer.write(item[0], threading.TIMEOUT_MAX)
       except transport.Closed:
         return
-      except self._errors.InvalidArgumentError as e:
-        # An item that is not a row, from something that is no `ReverbWriter`.
-        self._malformed += 1
-        logging.warning('refused a malformed item: %s', str(e).splitlines()[0])
       except Exception as e:
         self._failure = e
         self._local.close()
         return
+      if self._moved != before:
+        pause = _LOOK
+      else:
+        self._closed.wait(pause)
+        pause = min(2 * pause, _LOOK_AT_MOST)
+
+  def _is_row(self, item: list[np.ndarray]) -> bool:
+    shapes = [(str(x.dtype), x.shape) for x in item]
+    if shapes == [('uint8', (self.layout.nbytes,))]:
+      return True
+    # From something that is no `ReverbWriter`.
+    self._malformed += 1
+    logging.warning('refused a malformed item of %s', shapes)
+    return False
 
 
 class ReverbWriter:

@@ -5,6 +5,8 @@ it stores, the learner's process decodes. So there is no way here to refuse an i
 that claims an absurd shape; what is promised is that the learner never hangs on it.
 """
 
+import contextlib
+import re
 import subprocess
 import sys
 import threading
@@ -106,7 +108,6 @@ def test_what_is_no_row_is_refused(learner):
   writer = reverb_transport.ReverbWriter(f'localhost:{port}', FORM)
   for number, item in enumerate(strange):
     _send(port, item)
-    # Each may take rows with it that were under way; enough must be left for a batch.
     for i in range(16):
       writer.write(contract.row(FORM, 16 * number + i), contract.LONG)
   writer.close()
@@ -122,7 +123,8 @@ def test_absurd_shapes_end_the_learner(learner, shape):
   from impala_jax.distributed import reverb_transport, transport
 
   port = int(learner.stdout.readline())
-  _send(port, _item(shape, _UINT8, b'\xff' * 50))
+  with contextlib.suppress(grpc.RpcError):  # It may be gone before it has answered.
+    _send(port, _item(shape, _UINT8, b'\xff' * 50))
   writer = reverb_transport.ReverbWriter(f'localhost:{port}', FORM, 2.0)
   for i in range(20):
     try:
@@ -133,4 +135,6 @@ def test_absurd_shapes_end_the_learner(learner, shape):
   rest, _ = learner.communicate(timeout=contract.LONG)
   assert learner.returncode != 0
   # Either it was brought down at once, or it says what is wrong.
-  assert learner.returncode < 0 or 'CAUSE: Reverb delivers nothing' in rest
+  assert learner.returncode < 0 or re.search(
+    'CAUSE: (Reverb delivers nothing|reading from Reverb failed: Cannot)', rest
+  )

@@ -200,7 +200,7 @@ def test_unrolls_go_through(stack, folder):
   sender = contract.Call(
     lambda: [writer.write(contract.row(form, i), contract.LONG) for i in range(20)]
   )
-  link = contract.Link(reader, lambda: writer, slack=3)
+  link = contract.Link(reader, lambda: writer, slack=5)
   rows = contract.read_rows(link, 20)
   assert sender.result() is None
   assert contract.sequences(link, rows) == list(range(20))
