@@ -21,6 +21,8 @@ from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import transport
 from impala_jax.environments import base
 
+STAGES = ('environment', 'inference', 'pack', 'learner', 'parameters', 'other')
+
 
 class ParameterSource(Protocol):
   """Where an actor gets parameters from."""
@@ -111,11 +113,9 @@ class Actor:
     self.unrolls_dropped = 0  # Unfinished, of engines that failed.
     self.episodes: collections.deque[base.EpisodeEnd] = collections.deque(maxlen=10_000)
     self.failures: collections.deque[base.Failure] = collections.deque(maxlen=1_000)
-    # Wall seconds by stage; `learner` is time that the queue or a missing
-    # learner held the actor back.
-    self.seconds = dict.fromkeys(
-      ('environment', 'inference', 'pack', 'learner', 'parameters'), 0.0
-    )
+    # Wall seconds of `run` by stage; `learner` is time that the queue or a missing
+    # learner held the actor back. They add up: `other` is what no stage claims.
+    self.seconds = dict.fromkeys(STAGES, 0.0)
 
   @property
   def version(self) -> int:
@@ -132,12 +132,16 @@ class Actor:
       environments.base.EngineError: an engine failed too often.
     """
     goal = None if max_unrolls is None else self.unrolls_sent + max_unrolls
+    start, before = time.perf_counter(), sum(self.seconds.values())
     try:
       if self._params is None:
         self._fetch()
         self._environment.reset(self._seed)
+        start, before = time.perf_counter(), sum(self.seconds.values())
       while goal is None or self.unrolls_sent < goal:
         self.step()
+        claimed = sum(self.seconds.values()) - before
+        self.seconds['other'] += time.perf_counter() - start - claimed
     except patience_lib.Stopped:
       pass
 

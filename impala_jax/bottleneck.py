@@ -8,6 +8,7 @@ _ADVICE = {
   'pack': 'writing unrolls',
   'parameters': 'fetching parameters',
   'learner': 'waiting for a place in the queue',
+  'other': 'in no stage that is measured',
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from impala_jax import actor as actor_lib
 from impala_jax import bottleneck, checkpointing, metrics, optimizers, prefetcher
 from impala_jax import config as config_lib
 from impala_jax import learner as learner_lib
@@ -265,7 +266,7 @@ class LearnerLoop:
 
   def _actor_shares(self) -> dict[str, float]:
     """Fractions of the actors' time by stage since the last record."""
-    stages = ('environment', 'inference', 'pack', 'learner', 'parameters')
+    stages = actor_lib.STAGES
     total = {s: self._control.total('actor', f'seconds/{s}') for s in stages}
     delta = {s: v - self._actor_seconds.get(s, 0.0) for s, v in total.items()}
     whole = sum(delta.values())

@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from impala_jax import (
   bar_charts,
   checkpointing,
+  compile_cache,
   components,
   config_validation,
   evaluation_report,
@@ -296,6 +297,7 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     print(f'unknown arguments {argv[1:]}: flags begin with --', file=sys.stderr)
     return 2
+  compile_cache.enable()
   logging.set_verbosity(logging.WARNING)
   # JAX warns of forks; engines and the film's encoder are executed at once.
   warnings.filterwarnings('ignore', r'os\.fork', RuntimeWarning)

@@ -10,6 +10,8 @@ import contextlib
 import importlib.util
 import itertools
 import threading
+import time
+import types as simple
 from collections.abc import Iterator
 from typing import Any
 
@@ -238,6 +240,32 @@ def test_parameters_are_fetched_at_most_once_per_unroll(inference_batch):
   versions = [int(h['version']) for h, _ in received[0]]
   assert versions == sorted(versions)
   assert len(set(versions)) > len(versions) // 2
+
+
+def test_the_seconds_of_stages_add_up_to_those_of_the_run(monkeypatch):
+  ticks = itertools.count()
+  clock = simple.SimpleNamespace(
+    perf_counter=lambda: next(ticks), monotonic=time.monotonic
+  )
+  monkeypatch.setattr(actor_lib, 'time', clock)
+  environment = vector.SequentialVector(
+    [lambda i=i: counting.CountingEnvironment(i, (3, 5), (False,), num_actions=_ACTIONS)
+     for i in range(_ENVS)],
+    task_ids=[0] * _ENVS,
+  )  # fmt: skip
+  layout = _layout(environment.spec, logits=False)
+  queue = local_transport.LocalTransport(layout, batch_size=4, capacity=64)
+  actor = actor_lib.Actor(
+    _counting_agent(), environment, layout, queue.writer(), _Parameters(),
+    unroll_length=_T,
+  )  # fmt: skip
+  actor.run(max_unrolls=6)
+  before, start = sum(actor.seconds.values()), next(ticks)
+  actor.run(max_unrolls=12)
+  # Those of the run itself lie between the two that are read here.
+  assert sum(actor.seconds.values()) - before == next(ticks) - start - 2
+  assert all(seconds > 0 for name, seconds in actor.seconds.items())
+  queue.close()
 
 
 class _FastLearner:

@@ -5,9 +5,19 @@ import os
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
 ).strip()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compilations(tmp_path_factory):
+  """Processes that tests start share what they compile; the tests' own does not."""
+  import jax  # Reads the variable now.
+
+  assert not jax.config.jax_compilation_cache_dir
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(tmp_path_factory.mktemp('xla'))
 
 
 @pytest.fixture

@@ -44,6 +44,9 @@ def main(argv: list[str]) -> int:
     return stop.is_set() or (parent != 0 and os.getppid() != parent)
 
   # Late, so that signals are handled while JAX loads.
+  from impala_jax import compile_cache
+
+  compile_cache.enable()
   from impala_jax import components
   from impala_jax import config as config_lib
   from impala_jax.distributed import all_in_one, roles
