@@ -235,7 +235,8 @@ def test_an_actor_outlives_its_learner(place, same_port):
   assert len(new) > len(versions) // 2
   assert all(40 <= v < 100 for v in new)
   assert client.actor.version < 100
-  assert client.link.reconnections >= 1
+  # One that is back at once, where the old one was, may go unnoticed.
+  assert client.link.reconnections >= 1 or same_port
 
 
 def test_a_learner_that_stays_away_ends_the_actor_with_a_cause(place):
