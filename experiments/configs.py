@@ -130,7 +130,7 @@ def doom() -> Config:
     network=Network(
       torso='shallow', hidden=256, lstm=256, frame_stack=1, last_action_reward=True
     ),
-    loss=Loss(entropy_cost=0.005),
+    loss=Loss(entropy_cost=0.02),
     optimizer=Optimizer(name='adam', learning_rate=2e-4, epsilon=1e-5),
     actor=Actor(num_actors=1, envs_per_actor=18),
     learner=Learner(batch_size=8, total_frames=30_000_000),
