@@ -74,5 +74,6 @@ def test_a_role_that_starts_again_compiles_nothing_anew(tmp_path):
     return {p.name for p in place.iterdir() if p.name.endswith('-cache')}
 
   first = train(0)
-  assert any('update' in name for name in first)
+  # The parameters' initialisation and the update, whose names JAX's versions choose.
+  assert len(first) >= 2, first
   assert train(1) == first
