@@ -13,7 +13,10 @@ _ADVICE = {
 
 
 def describe(
-  learner: Mapping[str, float], actor: Mapping[str, float], queue_fill: float
+  learner: Mapping[str, float],
+  actor: Mapping[str, float],
+  queue_fill: float,
+  remote: bool = False,
 ) -> str:
   """One sentence on the bottleneck.
 
@@ -23,6 +26,7 @@ def describe(
     actor: shares of the actors' time by stage of `actor.Actor.seconds`; empty
       before the first report.
     queue_fill: fraction of the queue in use.
+    remote: whether inference servers run the actors' policy.
   """
   waiting = learner.get('wait', 0.0)
   updating = learner.get('update', 0.0)
@@ -31,7 +35,10 @@ def describe(
     return 'starting: no actor has reported yet'
   own = {k: v for k, v in actor.items() if k != 'learner'}
   main = max(own, key=lambda k: own[k])
-  doing = f'{_ADVICE.get(main, main)} ({own[main]:.0%} of their time)'
+  words = _ADVICE.get(main, main)
+  if remote and main == 'inference':
+    words = 'waiting for the inference servers'
+  doing = f'{words} ({own[main]:.0%} of their time)'
   if waiting > 0.4 and waiting >= held:
     return (
       f'the actors: the learner waits {waiting:.0%} of its time for unrolls; '

@@ -21,6 +21,7 @@ OPTIMIZERS = ('rmsprop', 'adam')
 SCHEDULES = ('linear', 'constant')
 TRANSPORTS = ('reverb', 'local')
 DTYPES = ('float32', 'bfloat16')
+PLATFORMS = ('auto', 'cpu', 'gpu', 'tpu')
 
 
 class ConfigError(ValueError):
@@ -101,6 +102,20 @@ class Actor:
   inference_batch: int = 0  # Environments per policy call, 0 for all of an actor's.
   env_threads: int = 1  # Native threads that step an actor's environments.
   send_logits: bool = False  # Behaviour logits travel too.
+  # Where an actor's own policy runs. 'auto': on the CPU in a process of its own, with
+  # the learner where actors are threads of its process.
+  platform: str = 'auto'
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+  """Servers that run the policy for the actors, in place of policies of their own."""
+
+  servers: int = 0  # Processes; actor i asks server i modulo that. 0 for none.
+  max_batch: int = 256  # Environments per policy call.
+  deadline_ms: float = 2.0  # That the oldest request waits for more to come.
+  max_environments: int = 0  # Of one server, 0 for twice those dealt to it.
+  platform: str = 'auto'  # 'auto' takes what JAX takes on that host.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +159,7 @@ class Config:
   loss: Loss = Loss()
   optimizer: Optimizer = Optimizer()
   actor: Actor = Actor()
+  inference: Inference = Inference()
   learner: Learner = Learner()
   transport: Transport = Transport()
   evaluator: Evaluator = Evaluator()
@@ -159,6 +175,14 @@ class Config:
   @property
   def total_updates(self) -> int:
     return max(1, -(-self.learner.total_frames // self.frames_per_update))
+
+  @property
+  def inference_environments(self) -> int:
+    """How many environments one inference server has room for."""
+    if self.inference.max_environments or not self.inference.servers:
+      return self.inference.max_environments
+    actors = -(-self.actor.num_actors // self.inference.servers)
+    return 2 * actors * self.actor.envs_per_actor
 
   @property
   def queue_capacity(self) -> int:

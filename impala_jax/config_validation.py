@@ -42,6 +42,8 @@ def validate(
   one_of('optimizer.name', config_lib.OPTIMIZERS)
   one_of('optimizer.schedule', config_lib.SCHEDULES)
   one_of('transport.kind', config_lib.TRANSPORTS)
+  one_of('actor.platform', config_lib.PLATFORMS)
+  one_of('inference.platform', config_lib.PLATFORMS)
 
   need(len(config.environment.levels) > 0, 'environment.levels', 'at least one level')
   for field in (
@@ -51,7 +53,7 @@ def validate(
       'actor.envs_per_actor', 'actor.unroll_length', 'actor.env_threads',
       'learner.batch_size', 'learner.total_frames', 'learner.publish_interval',
       'learner.keep_checkpoints', 'transport.queue_batches', 'evaluator.episodes',
-      'evaluator.processes',
+      'evaluator.processes', 'inference.max_batch',
   ):  # fmt: skip
     section, name = field.split('.')
     need(getattr(getattr(config, section), name) >= 1, field, 'must be at least 1')
@@ -60,7 +62,8 @@ def validate(
       'loss.c_clip', 'loss.pg_rho_clip', 'loss.trace_lambda', 'optimizer.momentum',
       'optimizer.max_grad_norm', 'actor.inference_batch', 'learner.num_devices',
       'environment.engine_restarts', 'environment.level_cache_gib',
-      'environment.episode_seeds', 'learner.max_policy_lag',
+      'environment.episode_seeds', 'learner.max_policy_lag', 'inference.servers',
+      'inference.deadline_ms', 'inference.max_environments',
   ):  # fmt: skip
     section, name = field.split('.')
     need(getattr(getattr(config, section), name) >= 0, field, 'must not be negative')
@@ -106,6 +109,8 @@ def validate(
     'actor.inference_batch',
     f'must not exceed actor.envs_per_actor ({envs})',
   )
+  if config.inference.servers > 0:
+    problems += _inference(config)
   levels = len(config.environment.levels)
   total_envs = envs * config.actor.num_actors
   need(
@@ -148,3 +153,43 @@ def validate(
     raise config_lib.ConfigError(
       f'{len(problems)} impossible setting(s):\n  ' + '\n  '.join(problems)
     )
+
+
+def _inference(config: config_lib.Config) -> list[str]:
+  """What is wrong with inference servers, where there are any."""
+  problems = []
+  inference, actor = config.inference, config.actor
+  if config.transport.kind != 'reverb':
+    problems.append(
+      f'inference.servers is {inference.servers}: servers are processes of their own, '
+      f'which transport.kind {config.transport.kind!r} has not'
+    )
+  if inference.servers > actor.num_actors:
+    problems.append(
+      f'inference.servers is {inference.servers}: must not exceed actor.num_actors '
+      f'({actor.num_actors}), or some would have nothing to do'
+    )
+  rows = actor.inference_batch or actor.envs_per_actor
+  if inference.max_batch < rows:
+    problems.append(
+      f'inference.max_batch is {inference.max_batch}: must hold what one actor asks at '
+      f'once, {rows} environments (actor.inference_batch, or actor.envs_per_actor)'
+    )
+  room = inference.max_environments
+  need = -(-actor.num_actors // inference.servers) * actor.envs_per_actor
+  if 0 < room < need:
+    problems.append(
+      f'inference.max_environments is {room}: must be 0 or at least the {need} of the '
+      'actors dealt to one server'
+    )
+  if inference.deadline_ms > 10_000:
+    problems.append(
+      f'inference.deadline_ms is {inference.deadline_ms}: must be at most 10,000, or '
+      'actors would take the server to be gone'
+    )
+  if actor.platform != 'auto':
+    problems.append(
+      f'actor.platform is {actor.platform!r}: has no meaning with inference.servers, '
+      'see inference.platform'
+    )
+  return problems

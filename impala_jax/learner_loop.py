@@ -16,7 +16,14 @@ import jax
 import numpy as np
 
 from impala_jax import actor as actor_lib
-from impala_jax import bottleneck, checkpointing, metrics, optimizers, prefetcher
+from impala_jax import (
+  bottleneck,
+  checkpointing,
+  inference_figures,
+  metrics,
+  optimizers,
+  prefetcher,
+)
 from impala_jax import config as config_lib
 from impala_jax import learner as learner_lib
 from impala_jax.distributed import control as control_lib
@@ -79,6 +86,7 @@ class LearnerLoop:
     self._skipped = 0
     self._actor_seconds: dict[str, float] = {}
     self._actor_share: dict[str, float] = {}
+    self._inference = inference_figures.InferenceFigures()
     self._newest: dict[str, jax.Array] = {}  # Figures of the last update.
     self._start = self._ended = time.monotonic()
     self._mark = (self._start, self.updates)
@@ -226,6 +234,7 @@ class LearnerLoop:
       **{k: np.asarray(v.addressable_shards[0].data)[0] for k, v in figures.items()},
       **{f'learner_time/{k}': v for k, v in shares.items()},
       **{f'actor_time/{k}': v for k, v in actor.items()},
+      **self._inference.update(self._control, seconds),
     }
     if record.get('skipped', 0) > self._skipped:
       self._skipped = int(record['skipped'])
@@ -233,7 +242,9 @@ class LearnerLoop:
         'batches with a loss or gradient that is not finite, skipped so far: %d',
         self._skipped,
       )
-    words = words or bottleneck.describe(shares, actor, fill)
+    words = words or bottleneck.describe(
+      shares, actor, fill, remote=self._config.inference.servers > 0
+    )
     if self._writer is not None:
       self._writer.write(
         record,

@@ -1,4 +1,4 @@
-"""Waiting for a learner that is busy or away, with an end."""
+"""Waiting for a learner or an inference server that is busy or away, with an end."""
 
 import time
 from collections.abc import Callable
@@ -33,8 +33,12 @@ class Patience:
     self._full = min(_FULL_FACTOR * seconds, max(seconds, _FULL_LIMIT))
     self._should_stop = should_stop
 
-  def call(self, attempt: Callable[[], _T]) -> _T:
+  def call(self, attempt: Callable[[], _T], server: str = 'learner') -> _T:
     """What `attempt` returns when it succeeds.
+
+    Args:
+      attempt: one call, bounded in time.
+      server: whom it is to, for the error.
 
     Raises:
       Stopped: `should_stop`, or the transport was closed.
@@ -64,7 +68,7 @@ class Patience:
         absent_until = absent_until or now + self._seconds
         if now > absent_until:
           raise transport.TransportError(
-            f'{self._who} has been without its learner for {self._seconds:.0f} s: {e}'
+            f'{self._who} has been without its {server} for {self._seconds:.0f} s: {e}'
           ) from e
         time.sleep(pause)
         pause = min(2 * pause, 2.0)

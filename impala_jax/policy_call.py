@@ -1,4 +1,7 @@
-"""The batched policy call of actors and evaluators: always one shape, jitted once."""
+"""The batched policy call of actors, inference servers and evaluators.
+
+Fixed shapes, each jitted once: those of `padded` rows.
+"""
 
 import functools
 from collections.abc import Callable
@@ -40,14 +43,20 @@ def make(choose: Callable[..., agent_lib.AgentStep]) -> Any:
   return jax.jit(act, donate_argnums=2)
 
 
+@jax.jit
+def states_of(states: types.Nest, ids: jax.Array) -> types.Nest:
+  """Rows `ids` [B] of all environments' states [N, ...], without the rest."""
+  return jax.tree.map(lambda s: s[ids], states)
+
+
 def padded(
-  ids: np.ndarray, timestep: types.TimeStep, rows: int, spare: int
-) -> tuple[np.ndarray, types.TimeStep]:
-  """Ids and time step of exactly `rows` rows; those added have the id `spare`.
+  ids: np.ndarray, timestep: types.Nest, rows: int, spare: int
+) -> tuple[np.ndarray, types.Nest]:
+  """Ids and inputs of exactly `rows` rows; those added have the id `spare`.
 
   Args:
     ids: int32 [K], K at most `rows`.
-    timestep: [K, ...].
+    timestep: [K, ...], or any nest of such inputs.
     rows: of the policy call.
     spare: an id that no environment has, so that padding disturbs none.
   """
@@ -55,5 +64,9 @@ def padded(
   if not missing:
     return ids, timestep
   pad = lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)])
-  ids = np.concatenate([ids, np.full(missing, spare, ids.dtype)])
-  return ids, jax.tree.map(pad, timestep)
+  return padded_ids(ids, rows, spare), jax.tree.map(pad, timestep)
+
+
+def padded_ids(ids: np.ndarray, rows: int, spare: int) -> np.ndarray:
+  """int32 [rows]: `ids` and then the id `spare`."""
+  return np.concatenate([ids, np.full(rows - len(ids), spare, np.int32)])

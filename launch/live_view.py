@@ -17,6 +17,7 @@ import rich.table
 import rich.text
 
 from impala_jax import config as config_lib
+from impala_jax import inference_figures
 
 _PLAIN_INTERVAL = 10.0  # Seconds between plain lines.
 Show = Callable[[dict[str, Any], str], None]
@@ -126,6 +127,8 @@ def panel(
   )
   grid.add_row('learner time', _shares(status, 'learner_time/'))
   grid.add_row('actor time', _shares(status, 'actor_time/'))
+  if inference := inference_figures.describe(status):
+    grid.add_row('inference', inference)
   grid.add_row('bottleneck', f'[yellow]{status["bottleneck"]}[/yellow]')
   _add_levels(grid, status)  # Last: many of them may not fit on the screen.
   return rich.panel.Panel(grid, title=title, subtitle=f'{phase} · {run_dir}')

@@ -65,6 +65,8 @@ def run(
     else:
       supervisor.add('learner')
       main = 'learner'
+      for index in range(config.inference.servers):
+        supervisor.add('inference', index, max_restarts=_RESTARTS)
       for index in range(config.actor.num_actors):
         supervisor.add('actor', index, max_restarts=_RESTARTS)
       if config.evaluator.enabled:
@@ -115,6 +117,8 @@ def _stop(
   wait('actor', 5.0, 'stopping: actors')
   supervisor.terminate('actor')
   wait('actor', 10.0, 'stopping: actors')
+  supervisor.terminate('inference')
+  wait('inference', 10.0, 'stopping: inference servers')
   phase = 'last evaluation and video (Ctrl-C to skip them)'
   wait('evaluator', _EVALUATION_GRACE, phase, patient=True)
   supervisor.terminate('evaluator')

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from impala_jax import metrics
+from impala_jax import inference_figures, metrics
 from launch import backends, run_records
 from launch.backends import backend, kubernetes
 
@@ -115,6 +115,8 @@ def _describe_training(training: dict[str, Any]) -> str:
   )
   if training.get('episode_return') is not None:
     words += f', return {training["episode_return"]:.2f}'
+  if inference := inference_figures.describe(training):
+    words += f'; inference: {inference}'
   if training['age'] > _STALE:
     words += f'; that was {training["age"]:.0f} s ago'
   return words

@@ -9,6 +9,7 @@ import pathlib
 import time
 
 from impala_jax import metrics
+from impala_jax.distributed import supervisor
 
 
 def record_path(run_dir: pathlib.Path, role: str, index: int) -> pathlib.Path:
@@ -27,6 +28,8 @@ def reset(run_dir: pathlib.Path) -> None:
   """Before a new launch: nothing has ended or failed; incarnations stay."""
   for name in ('ended.json', 'address.json'):
     (run_dir / name).unlink(missing_ok=True)
+  for path in run_dir.glob('inference-*.json'):
+    path.unlink(missing_ok=True)
   for path in (run_dir / 'supervised').glob('*.json'):
     incarnation = metrics.read_json(path).get('incarnation', -1)
     metrics.write_json(path, {'incarnation': incarnation})
@@ -36,6 +39,4 @@ def log_path(run_dir: pathlib.Path, role: str, index: int) -> pathlib.Path:
   return run_dir / 'logs' / f'{log_name(role, index)}.log'
 
 
-def log_name(role: str, index: int) -> str:
-  """Actors are numbered always, other roles from the second process on."""
-  return f'{role}-{index}' if role == 'actor' or index else role
+log_name = supervisor.process_name

@@ -27,7 +27,7 @@ _LINGER = flags.DEFINE_float(
   'linger', 0.0, 'Seconds that the process may go on after the run has ended.'
 )
 _PATIENCE = flags.DEFINE_float(
-  'patience', 43_200.0, 'Seconds that an actor or evaluator waits for a learner.'
+  'patience', 43_200.0, 'Seconds that a role waits for a learner.'
 )
 _ESSENTIAL = flags.DEFINE_bool('essential', False, 'The run ends with this role.')
 _ONCE = flags.DEFINE_bool(

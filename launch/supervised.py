@@ -18,6 +18,7 @@ from launch import run_records
 
 _TICK = 0.25
 _LOOK = 2.0  # Seconds between looks at the shared directory.
+_ALL = {'actor': 'actors', 'inference': 'inference servers'}
 _END_TIMEOUT = 60.0  # For the learner to say that the run ended, after a role did.
 
 
@@ -42,7 +43,7 @@ class Settings:
   @property
   def follows(self) -> bool:
     """Whether this is a client of the learner."""
-    return self.role in ('actor', 'evaluator')
+    return self.role in ('actor', 'inference', 'evaluator')
 
   @property
   def record(self) -> pathlib.Path:
@@ -185,7 +186,8 @@ class Supervised:
       if leave_at is None and self._ended():
         leave_at = now + self._settings.linger
       if self._settings.essential:
-        self._end_if_all_actors_failed()
+        for role in ('actor', 'inference'):
+          self._end_if_all_failed(role)
       if self._settings.follows and self._learner_is_lost(now):
         self._lost = f'no learner for {self._settings.patience:.0f} s'
         self._end_child()
@@ -204,21 +206,23 @@ class Supervised:
       os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
-  def _end_if_all_actors_failed(self) -> None:
-    """A learner whose actors have all failed for good would wait for ever."""
+  def _end_if_all_failed(self, role: str) -> None:
+    """Without any actor, or any server for them, the learner would wait for ever."""
     launch = metrics.read_json(self._settings.run_dir / 'launch.json')
     roles = launch.get('program', {}).get('roles', [])
-    count = sum(r['replicas'] for r in roles if r['name'] == 'actor')
+    count = sum(r['replicas'] for r in roles if r['name'] == role)
     last: dict[str, Any] = {}
     for index in range(count):
       last = metrics.read_json(
-        run_records.record_path(self._settings.run_dir, 'actor', index)
+        run_records.record_path(self._settings.run_dir, role, index)
       )
       if last.get('state') != 'failed':
         return
     if count:
       run_records.end_run(
-        self._settings.run_dir, 'failed', f'all actors; the last one {last["words"]}'
+        self._settings.run_dir,
+        'failed',
+        f'all {_ALL[role]}; the last one {last["words"]}',
       )
 
   def _learner_is_lost(self, now: float) -> bool:

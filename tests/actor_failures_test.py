@@ -2,15 +2,13 @@
 
 import itertools
 
-import jax
 import numpy as np
 import pytest
 
-from impala_jax import actor as actor_lib
 from impala_jax import types
 from impala_jax.distributed import local_transport
 from impala_jax.environments import base, vector
-from tests import actor_test, counting
+from tests import actor_test, actors, counting
 
 _T = actor_test._T
 
@@ -52,7 +50,7 @@ def test_nothing_of_a_lost_episode_is_joined_to_what_follows(probability):
   layout = actor_test._layout(environment.spec, logits=False)
   # Room for all: this test reads when the actor is done.
   queue = local_transport.LocalTransport(layout, batch_size=40, capacity=43)
-  actor = actor_lib.Actor(
+  actor = actors.make(
     actor_test._counting_agent(), environment, layout, queue.writer(),
     actor_test._Parameters(), unroll_length=_T,
   )  # fmt: skip
@@ -76,7 +74,6 @@ def test_nothing_of_a_lost_episode_is_joined_to_what_follows(probability):
   batch.release()
   # Every time step is accounted for: sent, dropped with its unroll, or under way.
   assert actor.agent_steps >= 40 * _T
-  jax.block_until_ready(actor._state)
 
 
 def test_concat_vector_passes_on_who_failed():

@@ -25,7 +25,7 @@ from impala_jax import types, unroll_layout
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import local_transport, transport
 from impala_jax.environments import vector
-from tests import counting
+from tests import actors, counting
 
 _T = 4
 _ACTIONS = 5
@@ -123,7 +123,7 @@ def _run(
   parameters = _Parameters()
   received = collections.defaultdict(list)
   with _transport(kind, layout) as (reader, writer):
-    actor = actor_lib.Actor(
+    actor = actors.make(
       _counting_agent(), environment, layout, writer, parameters,
       unroll_length=_T, actor_id=7, incarnation=2, inference_batch=inference_batch,
       send_logits=True,
@@ -255,7 +255,7 @@ def test_the_seconds_of_stages_add_up_to_those_of_the_run(monkeypatch):
   )  # fmt: skip
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, batch_size=4, capacity=64)
-  actor = actor_lib.Actor(
+  actor = actors.make(
     _counting_agent(), environment, layout, queue.writer(), _Parameters(),
     unroll_length=_T,
   )  # fmt: skip
@@ -296,7 +296,7 @@ def test_with_a_limit_no_unroll_begins_with_old_parameters(max_lag):
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, batch_size=60, capacity=60)
   learner = _FastLearner(queue.writer())
-  actor = actor_lib.Actor(
+  actor = actors.make(
     _counting_agent(), environment, layout, learner, learner,
     unroll_length=_T, max_lag=max_lag,
   )  # fmt: skip
@@ -328,7 +328,7 @@ def test_an_actor_without_its_learner_gives_up_and_says_so():
   )
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, 1, 1)
-  actor = actor_lib.Actor(
+  actor = actors.make(
     _counting_agent(), environment, layout, queue.writer(), _Gone(),
     unroll_length=_T, actor_id=3, patience=0.3,
   )  # fmt: skip
@@ -342,7 +342,7 @@ def test_a_stuck_environment_is_an_error_not_a_hang(monkeypatch):
   )
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, 1, 1)
-  actor = actor_lib.Actor(
+  actor = actors.make(
     _counting_agent(), environment, layout, queue.writer(), _Parameters(),
     unroll_length=_T, actor_id=3, environment_patience=0.2,
   )  # fmt: skip
@@ -362,7 +362,7 @@ def test_a_full_queue_holds_the_actor_back_until_it_is_stopped():
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, 2, 2)
   stop = threading.Event()
-  actor = actor_lib.Actor(
+  actor = actors.make(
     _counting_agent(), environment, layout, queue.writer(), _Parameters(),
     unroll_length=_T, should_stop=stop.is_set,
   )  # fmt: skip
@@ -386,7 +386,7 @@ def test_a_learner_that_takes_nothing_is_an_error_in_the_end():
   )
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, 2, 2)
-  actor = actor_lib.Actor(
+  actor = actors.make(
     _counting_agent(), environment, layout, queue.writer(), _Parameters(),
     unroll_length=_T, actor_id=3, patience=0.1,
   )  # fmt: skip

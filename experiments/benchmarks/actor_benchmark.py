@@ -21,6 +21,7 @@ from experiments.benchmarks import measure
 from impala_jax import actor as actor_lib
 from impala_jax import components, types, versions
 from impala_jax import config as config_lib
+from impala_jax import policy as policy_lib
 from impala_jax.distributed import local_transport, transport
 
 
@@ -63,10 +64,14 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
   length = parts.config.actor.unroll_length
   bare = parts.make_environments(0)
   bare.reset(1)
+  params = jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))
+  policy = policy_lib.Local(
+    parts.agent, Constant(params), args.envs, unroll_length=length,
+    batch=args.inference_batch,
+  )  # fmt: skip
   actor = actor_lib.Actor(
-    parts.agent, parts.make_environments(0), parts.layout, queue.writer(),
-    Constant(jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))),
-    unroll_length=length, inference_batch=args.inference_batch,
+    policy, parts.make_environments(0), parts.layout, queue.writer(),
+    unroll_length=length,
   )  # fmt: skip
   actor.run(max_unrolls=args.envs)  # Compiles.
   whole, alone, rates = [], [], []

@@ -21,6 +21,7 @@ from experiments.benchmarks import (
 from impala_jax import actor as actor_lib
 from impala_jax import components, vtrace
 from impala_jax import config as config_lib
+from impala_jax import policy as policy_lib
 from impala_jax.distributed import local_transport, transport
 
 Work = Callable[[], None]
@@ -99,10 +100,14 @@ def _actor() -> tuple[Work, Work]:
   threading.Thread(target=actor_benchmark.empty, args=(queue,), daemon=True).start()
   environments = parts.make_environments(0)
   params = jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))
-  actor = actor_lib.Actor(
-    parts.agent, environments, parts.layout, queue.writer(),
-    actor_benchmark.Constant(params), unroll_length=parts.config.actor.unroll_length,
+  length = parts.config.actor.unroll_length
+  policy = policy_lib.Local(
+    parts.agent, actor_benchmark.Constant(params), environments.num_envs,
+    unroll_length=length,
   )  # fmt: skip
+  actor = actor_lib.Actor(
+    policy, environments, parts.layout, queue.writer(), unroll_length=length
+  )
 
   def end() -> None:
     queue.close()

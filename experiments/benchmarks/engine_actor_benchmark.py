@@ -30,6 +30,7 @@ from experiments.benchmarks import actor_benchmark, measure
 from impala_jax import actor as actor_lib
 from impala_jax import components, versions
 from impala_jax import config as config_lib
+from impala_jax import policy as policy_lib
 from impala_jax.distributed import local_transport
 
 # Reads seconds from stdin, steps so long, answers with the steps and their CPU-seconds.
@@ -107,11 +108,13 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
   environments = parts.make_environments(0)
   params = jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))
   stop_at = [0.0]
+  length = parts.config.actor.unroll_length
+  policy = policy_lib.Local(
+    parts.agent, actor_benchmark.Constant(params), environments.num_envs,
+    unroll_length=length, batch=args.inference_batch,
+  )  # fmt: skip
   actor = actor_lib.Actor(
-    parts.agent, environments, parts.layout, queue.writer(),
-    actor_benchmark.Constant(params),
-    unroll_length=parts.config.actor.unroll_length,
-    inference_batch=args.inference_batch,
+    policy, environments, parts.layout, queue.writer(), unroll_length=length,
     should_stop=lambda: time.monotonic() > stop_at[0], environment_patience=600.0,
   )  # fmt: skip
   tree = measure.ProcessTree(os.getpid(), interval=60.0)  # Looking costs CPU time.

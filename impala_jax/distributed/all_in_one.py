@@ -13,7 +13,7 @@ from typing import Any
 
 from impala_jax import checkpointing, components, learner_loop, metrics
 from impala_jax.distributed import control as control_lib
-from impala_jax.distributed import local_transport, roles
+from impala_jax.distributed import local_transport, policies, roles
 
 _JOIN_TIMEOUT = 30.0
 
@@ -59,7 +59,8 @@ def run(
       failures.append(e)
 
   def actor(index: int) -> None:
-    roles.drive_actor(parts, queue.writer(), control, control, index, 0, stopping)
+    policy = policies.local(parts, control, index, 0)
+    roles.drive_actor(parts, queue.writer(), policy, control, index, 0, stopping)
 
   def evaluator() -> None:
     assert run_dir is not None

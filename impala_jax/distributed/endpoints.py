@@ -44,17 +44,23 @@ class Place(NamedTuple):
       ValueError: names the variable that is no port.
     """
 
-    def port(name: str) -> int:
-      text = environment.get(name, '0')
-      if not text.isdigit() or int(text) >= 2**16:
-        raise ValueError(f'{name} is {text!r}: must be a port in [0, 65535]')
-      return int(text)
-
     return cls(
       environment.get('IMPALA_HOST', ''),
-      port('IMPALA_CONTROL_PORT'),
-      port('IMPALA_QUEUE_PORT'),
+      read_port(environment, 'IMPALA_CONTROL_PORT'),
+      read_port(environment, 'IMPALA_QUEUE_PORT'),
     )
+
+
+def read_port(environment: Mapping[str, str], name: str) -> int:
+  """The TCP port in a variable, 0 (any) where it is not set.
+
+  Raises:
+    ValueError: names the variable that is no port.
+  """
+  text = environment.get(name, '0')
+  if not text.isdigit() or int(text) >= 2**16:
+    raise ValueError(f'{name} is {text!r}: must be a port in [0, 65535]')
+  return int(text)
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ class LearnerLink:
     self._call(self._writer, lambda writer: writer.write(row, timeout))
 
   def fetch(self, have_version: int) -> tuple[int, types.Nest] | None:
-    """See `actor.ParameterSource`; after a restart the version may be lower.
+    """See `policy.ParameterSource`; after a restart the version may be lower.
 
     Args:
       have_version: the version that the last fetch gave, or a newer one up to which

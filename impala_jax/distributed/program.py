@@ -66,6 +66,11 @@ class Role:
   ports: tuple[str, ...] = ()
   elastic: bool = False
 
+  @property
+  def one_by_one(self) -> bool:
+    """Whether it has replicas that come and go by themselves."""
+    return self.elastic or (self.replicas > 1 and not self.restart.gang)
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -122,7 +127,7 @@ def program_of(
   learner_grace: float = 120.0,
   max_restarts: int = 5,
 ) -> Program:
-  """The roles of a run: learner gang, actors, evaluator.
+  """The roles of a run: learner gang, inference servers, actors, evaluator.
 
   Args:
     config: of the run.
@@ -172,8 +177,10 @@ def program_of(
       grace=learner_grace,
       ports=('control', 'queue'),
     ),
-    role('actor', config.actor.num_actors, grace=30.0, elastic=True),
   ]
+  if servers := config.inference.servers:
+    roles.append(role('inference', servers, grace=30.0, ports=('inference',)))
+  roles.append(role('actor', config.actor.num_actors, grace=30.0, elastic=True))
   if config.evaluator.enabled:
     roles.append(role('evaluator', 1, grace=30.0))
   run_dir = pathlib.Path(run_dir).absolute()

@@ -17,6 +17,7 @@ from impala_jax import actor as actor_lib
 from impala_jax import checkpointing, components, evaluator, learner_loop, metrics
 from impala_jax import config as config_lib
 from impala_jax import learner as learner_lib
+from impala_jax import policy as policy_lib
 from impala_jax.distributed import control as control_lib
 from impala_jax.distributed import gang_start, learner_gang, transport
 from impala_jax.environments import registry
@@ -159,25 +160,33 @@ def run_actor(
   """An actor process; it follows a learner that restarts or moves.
 
   Raises:
-    transport.TransportError, TimeoutError: the learner stayed away, see `Actor.run`.
+    transport.TransportError, TimeoutError: the learner, or the inference server, stayed
+      away, see `Actor.run`.
+    config.ConfigError: there is no device for its policy.
   """
-  from impala_jax.distributed import learner_link, learner_way
+  from impala_jax.distributed import learner_link, learner_way, policies
 
   way = learner_way.Way(run_dir, index, parts.layout, _keys(parts.config, run_dir))
   link = learner_link.open_link(way, should_stop, writes=True)
   if link is None:
     return
   with contextlib.closing(link):
-    drive_actor(
-      parts, link, link, link, index, incarnation, should_stop,
-      learner_way.patience() or _PATIENCE,
-    )  # fmt: skip
+    policy: policy_lib.Policy
+    if parts.config.inference.servers:
+      policy = policies.remote(parts, run_dir, index, way.keys)
+    else:
+      policy = policies.local(parts, link, index, incarnation)
+    with contextlib.closing(policy):
+      drive_actor(
+        parts, link, policy, link, index, incarnation, should_stop,
+        learner_way.patience() or _PATIENCE,
+      )  # fmt: skip
 
 
 def drive_actor(
   parts: components.Components,
   writer: transport.Writer,
-  source: actor_lib.ParameterSource,
+  policy: policy_lib.Policy,
   control: Any,
   index: int,
   incarnation: int,
@@ -186,7 +195,8 @@ def drive_actor(
 ) -> None:
   """Runs one actor and its reports, in a process or a thread of its own.
 
-  The actor gives up after `patience` seconds without its learner.
+  The actor gives up after `patience` seconds without its learner, or the inference
+  server that is its `policy`.
   """
   config = parts.config
   reporter = control_lib.Reporter(control, 'actor', index, incarnation)
@@ -223,13 +233,11 @@ def drive_actor(
 
   environment = parts.make_environments(index)
   actor = actor_lib.Actor(
-      parts.agent, environment, parts.layout, writer, source,
+      policy, environment, parts.layout, writer,
       unroll_length=config.actor.unroll_length, actor_id=index,
       incarnation=incarnation,
       seed=registry.random_seed(config.seed, index, incarnation),
-      inference_batch=config.actor.inference_batch,
       send_logits=config.actor.send_logits, should_stop=stop, patience=patience,
-      max_lag=config.learner.max_policy_lag,
       environment_patience=_START_TIMEOUT + 2 * config.environment.reset_timeout,
   )  # fmt: skip
   try:

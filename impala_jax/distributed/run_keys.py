@@ -1,8 +1,8 @@
 """Keys of one run, for mutual TLS between its roles.
 
-An authority that exists for this run alone signs a certificate for the learner and
-one for everybody else; then its key is forgotten, so that nothing can be added. Who
-can read the folder can join the run, and nobody else.
+An authority that exists for this run alone signs a certificate for the learner, one
+for the inference servers and one for all clients; then its key is forgotten, so that
+nothing can be added. Who can read the folder can join the run, and nobody else.
 """
 
 import datetime
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 # The name in the learner's certificate, wherever it runs: a requeued learner moves.
 LEARNER = 'impala-learner'
+INFERENCE = 'impala-inference'
 CLIENT = 'impala-client'
-_FILES = {LEARNER: 'learner', CLIENT: 'client'}
+_FILES = {LEARNER: 'learner', INFERENCE: 'inference', CLIENT: 'client'}
 _DAYS = 400
 # Certificates that end within so many days are made anew before a launch.
 _LEFT = 60
@@ -67,7 +68,7 @@ def load(folder: pathlib.Path, name: str) -> Keys:
 
   Args:
     folder: see `ensure`; or files of the same names from a secret store.
-    name: `LEARNER` or `CLIENT`.
+    name: `LEARNER`, `INFERENCE` or `CLIENT`.
 
   Raises:
     KeysError: see there.
@@ -152,7 +153,8 @@ def _make(x509: Any, folder: pathlib.Path) -> None:
     ),
   )
   usages = x509.oid.ExtendedKeyUsageOID
-  for name, usage in ((LEARNER, usages.SERVER_AUTH), (CLIENT, usages.CLIENT_AUTH)):
+  for name in _FILES:
+    usage = usages.CLIENT_AUTH if name == CLIENT else usages.SERVER_AUTH
     key = ec.generate_private_key(ec.SECP256R1())
     extensions = [
       (x509.BasicConstraints(ca=False, path_length=None), True),

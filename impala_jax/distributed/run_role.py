@@ -18,7 +18,7 @@ import sys
 import threading
 
 STOPPED = 128 + signal.SIGTERM
-ROLES = ('learner', 'actor', 'evaluator', 'all')
+ROLES = ('learner', 'actor', 'inference', 'evaluator', 'all')
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
   compile_cache.enable()
   from impala_jax import components
   from impala_jax import config as config_lib
-  from impala_jax.distributed import all_in_one, roles
+  from impala_jax.distributed import all_in_one, inference_role, roles
 
   try:
     saved = json.loads((run_dir / 'config.json').read_text())
@@ -59,6 +59,8 @@ def main(argv: list[str]) -> int:
       whole = roles.run_learner(parts, run_dir, should_stop)
     elif role == 'actor':
       roles.run_actor(parts, run_dir, index, incarnation, should_stop)
+    elif role == 'inference':
+      inference_role.run(parts, run_dir, index, incarnation, should_stop)
     elif role == 'evaluator':
       roles.run_evaluator(parts, run_dir, incarnation, should_stop)
     else:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+from impala_jax import metrics
 from impala_jax.distributed import run_role
 
 _WINDOW = 600.0  # Seconds in which `max_restarts` counts.
@@ -37,7 +38,7 @@ class Child:
 
   @property
   def name(self) -> str:
-    return f'{self.role}-{self.index}' if self.role == 'actor' else self.role
+    return process_name(self.role, self.index)
 
   @property
   def alive(self) -> bool:
@@ -64,8 +65,7 @@ class Supervisor:
     (run_dir / 'logs').mkdir(parents=True, exist_ok=True)
 
   def add(self, role: str, index: int = 0, max_restarts: int = 0) -> None:
-    name = f'{role}-{index}' if role == 'actor' else role
-    log = self._run_dir / 'logs' / f'{name}.log'
+    log = self._run_dir / 'logs' / f'{process_name(role, index)}.log'
     child = Child(role, index, log, max_restarts, incarnation=self._first)
     self.children.append(child)
     self._start(child)
@@ -160,13 +160,28 @@ def role_environment(
     'PYTHONUNBUFFERED': '1',
     'TF_CPP_MIN_LOG_LEVEL': '2',  # TensorFlow only carries Reverb here.
   }
-  if role in ('actor', 'evaluator'):
+  config = metrics.read_json(run_dir / 'config.json').get('config', {})
+  platform = config.get(role, {}).get('platform', 'auto')
+  if role == 'evaluator' or (role == 'actor' and platform == 'auto'):
+    platform = 'cpu'
+  if role == 'learner' or role == 'all':
+    return environment
+  if platform == 'cpu':
     # The learner's accelerator must not be seized by its actors.
     environment['JAX_PLATFORMS'] = 'cpu'
+  else:
+    # A GPU may be shared with the learner: take what is needed, not three quarters.
+    environment.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  if role != 'inference':
     # XLA's threads for a policy call: with one, no core is woken for a millisecond's
     # work, which environments and other actors make better use of.
     environment.setdefault('NPROC', '1')
   return environment
+
+
+def process_name(role: str, index: int) -> str:
+  """Actors are numbered always, other roles from the second process on."""
+  return f'{role}-{index}' if role == 'actor' or index else role
 
 
 def explain_exit(code: int) -> str:

@@ -43,6 +43,10 @@ class Options:
   learner_grace: int = 120  # Seconds to write a checkpoint.
   actor_cpus: int = 1
   actor_memory_gib: float = 3.0
+  actor_gpus: int = 0  # For actor.platform=gpu.
+  inference_cpus: int = 4
+  inference_memory_gib: float = 8.0
+  inference_gpus: int = 0
   evaluator_cpus: int = 1
   evaluator_memory_gib: float = 3.0
   max_restarts: int = 5  # Of one process within ten minutes.
@@ -50,12 +54,13 @@ class Options:
   def check(self, launcher: str) -> list[str]:
     """What is wrong, each with field, value and what is allowed."""
     counts = ('learners', 'learner_cpus', 'learner_grace', 'actor_cpus',
-              'evaluator_cpus')  # fmt: skip
-    memory = ('learner_memory_gib', 'actor_memory_gib', 'evaluator_memory_gib')
+              'inference_cpus', 'evaluator_cpus')  # fmt: skip
+    memory = ('learner_memory_gib', 'actor_memory_gib', 'inference_memory_gib',
+              'evaluator_memory_gib')  # fmt: skip
     problems = [(f, 'must be at least 1') for f in counts if getattr(self, f) < 1]
     problems += [
       (f, 'must not be negative')
-      for f in ('learner_gpus', 'max_restarts')
+      for f in ('learner_gpus', 'actor_gpus', 'inference_gpus', 'max_restarts')
       if getattr(self, f) < 0
     ]
     problems += [
@@ -76,9 +81,9 @@ class Options:
       role: program_lib.Resources(
         cpus=getattr(self, f'{role}_cpus'),
         memory_mib=round(1024 * getattr(self, f'{role}_memory_gib')),
-        gpus=self.learner_gpus if role == 'learner' else 0,
+        gpus=getattr(self, f'{role}_gpus', 0),
       )
-      for role in ('learner', 'actor', 'evaluator')
+      for role in ('learner', 'actor', 'inference', 'evaluator')
     }
 
 

@@ -3,7 +3,8 @@
 Learners: a JobSet of one Indexed Job, one pod a host, which restarts as a unit.
 Actors: an Indexed Job of its own, so that they come, go and fail one by one. Around
 them: a headless Service for the learners' names, two NetworkPolicies that close
-everything else, the configuration, and the volume of the run directory.
+everything else, the configuration, and the volume of the run directory. Inference
+servers: an Indexed Job, with a Service and a NetworkPolicy of their own.
 """
 
 from impala_jax.distributed import program as program_lib
@@ -44,7 +45,10 @@ def objects(
   }
   out['network'] = _closed_network(program, options)
   out['network-learner'] = _learner_network(program, options)
-  out['service'] = _service(program, options)
+  out['service'] = _service(program, options, 'learner')
+  if _servers(program):
+    out['network-inference'] = _inference_network(program, options)
+    out['service-inference'] = _service(program, options, 'inference')
   for role in program.roles:
     make = _job_set if role.name == 'learner' else _job
     out[role.name] = make(program, options, role)
@@ -79,18 +83,24 @@ def _volume(program: program_lib.Program, options: pods.Options) -> pods.Object:
   }
 
 
-def _service(program: program_lib.Program, options: pods.Options) -> pods.Object:
-  """Names for the learners' pods: the subdomain of the JobSet's network."""
-  served = pods.ports(program, options)
+def _servers(program: program_lib.Program) -> bool:
+  return any(role.name == 'inference' for role in program.roles)
+
+
+def _service(
+  program: program_lib.Program, options: pods.Options, role: str
+) -> pods.Object:
+  """Names for the pods of a role: the subdomain of their network."""
+  served = pods.ports(program, options, role)
   return {
     'apiVersion': 'v1',
     'kind': 'Service',
-    'metadata': _meta(program, options, f'{program.name}-learner', 'learner'),
+    'metadata': _meta(program, options, pods.service(program, role), role),
     'spec': {
       'clusterIP': 'None',
-      # A learner that compiles is not ready, and its peers must find it.
+      # One that compiles is not ready, and its peers must find it.
       'publishNotReadyAddresses': True,
-      'selector': pods.labels(program, 'learner'),
+      'selector': pods.labels(program, role),
       'ports': [
         {'name': n, 'port': p, 'targetPort': p, 'protocol': 'TCP'}
         for n, p in served.items()
@@ -100,9 +110,9 @@ def _service(program: program_lib.Program, options: pods.Options) -> pods.Object
 
 
 def _closed_network(program: program_lib.Program, options: pods.Options) -> pods.Object:
-  """Nothing reaches the run's pods; they reach names and the learners alone."""
+  """Nothing reaches the run's pods; they reach names and what serves them alone."""
   dns = [{'protocol': p, 'port': 53} for p in ('UDP', 'TCP')]
-  served = list(pods.ports(program, options).values())
+  serving = ('learner', 'inference') if _servers(program) else ('learner',)
   return {
     'apiVersion': 'networking.k8s.io/v1',
     'kind': 'NetworkPolicy',
@@ -123,10 +133,13 @@ def _closed_network(program: program_lib.Program, options: pods.Options) -> pods
           ],
           'ports': dns,
         },
-        {
-          'to': [{'podSelector': {'matchLabels': pods.labels(program, 'learner')}}],
-          'ports': [{'protocol': 'TCP', 'port': p} for p in served],
-        },
+        *(
+          {
+            'to': [{'podSelector': {'matchLabels': pods.labels(program, role)}}],
+            'ports': _tcp(program, options, role),
+          }
+          for role in serving
+        ),
       ],
     },
   }
@@ -136,7 +149,6 @@ def _learner_network(
   program: program_lib.Program, options: pods.Options
 ) -> pods.Object:
   """The run's pods reach the learners' services; learners reach each other."""
-  served = list(pods.ports(program, options).values())
   gang = [{'podSelector': {'matchLabels': pods.labels(program, 'learner')}}]
   return {
     'apiVersion': 'networking.k8s.io/v1',
@@ -148,7 +160,7 @@ def _learner_network(
       'ingress': [
         {
           'from': [{'podSelector': {'matchLabels': pods.labels(program)}}],
-          'ports': [{'protocol': 'TCP', 'port': p} for p in served],
+          'ports': _tcp(program, options, 'learner'),
         },
         # The learners' own lines and collectives choose their ports.
         {'from': gang},
@@ -156,6 +168,30 @@ def _learner_network(
       'egress': [{'to': gang}],
     },
   }
+
+
+def _inference_network(
+  program: program_lib.Program, options: pods.Options
+) -> pods.Object:
+  """The run's actors reach the inference servers; what these reach is in `closed`."""
+  actors = {'podSelector': {'matchLabels': pods.labels(program, 'actor')}}
+  return {
+    'apiVersion': 'networking.k8s.io/v1',
+    'kind': 'NetworkPolicy',
+    'metadata': _meta(program, options, f'{program.name}-inference', 'inference'),
+    'spec': {
+      'podSelector': {'matchLabels': pods.labels(program, 'inference')},
+      'policyTypes': ['Ingress'],
+      'ingress': [{'from': [actors], 'ports': _tcp(program, options, 'inference')}],
+    },
+  }
+
+
+def _tcp(
+  program: program_lib.Program, options: pods.Options, role: str
+) -> list[pods.Object]:
+  served = pods.ports(program, options, role).values()
+  return [{'protocol': 'TCP', 'port': p} for p in served]
 
 
 def _job_set(

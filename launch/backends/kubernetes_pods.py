@@ -30,10 +30,11 @@ class Options(backend.Options):
   storage_class: str = ''
   storage_gib: int = 50
   accelerator: str = 'nvidia.com/gpu'  # Resource that learner_gpus counts.
-  node_selector: tuple[str, ...] = ()  # key=value, of the learners.
+  # key=value, of the learners, and of inference servers with accelerators.
+  node_selector: tuple[str, ...] = ()
   pull_secret: str = ''
   user: int = 1000  # Numeric, not root.
-  base_port: int = 8470  # Control; the queue's follows.
+  base_port: int = 8470  # Control; those of queue and inference servers follow.
 
   def more_problems(self) -> list[tuple[str, str]]:
     problems = []
@@ -59,9 +60,21 @@ def labels(program: program_lib.Program, role: str = '') -> dict[str, str]:
   return {**run, ROLE_LABEL: role} if role else run
 
 
-def ports(program: program_lib.Program, options: Options) -> dict[str, int]:
-  names = program.role('learner').ports
-  return {name: options.base_port + i for i, name in enumerate(names)}
+def ports(
+  program: program_lib.Program, options: Options, role: str = 'learner'
+) -> dict[str, int]:
+  """Of a role, by name; no two roles have the same."""
+  number = options.base_port
+  for other in program.roles:
+    if other.name == role:
+      return {name: number + i for i, name in enumerate(other.ports)}
+    number += len(other.ports)
+  return {}
+
+
+def service(program: program_lib.Program, role: str) -> str:
+  """Name of the headless Service by which pods of a role that serves are found."""
+  return f'{program.name}-{role}'
 
 
 def pod(
@@ -92,7 +105,11 @@ def pod(
   }
   if options.pull_secret:
     spec['imagePullSecrets'] = [{'name': options.pull_secret}]
-  if role.name == 'learner' and options.node_selector:
+  if role.name == 'inference':
+    # With the host name that an Indexed Job gives, pods have names in the network.
+    spec['subdomain'] = service(program, role.name)
+  accelerated = role.name == 'inference' and role.resources.gpus
+  if (role.name == 'learner' or accelerated) and options.node_selector:
     spec['nodeSelector'] = dict(s.split('=') for s in options.node_selector)
   return spec
 
@@ -133,7 +150,7 @@ def _container(
   if role.ports:
     container['ports'] = [
       {'name': n, 'containerPort': p, 'protocol': 'TCP'}
-      for n, p in ports(program, options).items()
+      for n, p in ports(program, options, role.name).items()
     ]
   return container
 
@@ -174,9 +191,12 @@ def _environment(
     # The root file system is read-only.
     {'name': 'HOME', 'value': '/tmp'},
   ]
-  if role.name == 'learner':
-    served = ports(program, options)
-    host = f'{program.name}-learner-0-$(IMPALA_INDEX).{program.name}-learner'
+  if role.ports:
+    served = ports(program, options, role.name)
+    # A JobSet numbers its jobs, too.
+    job = '-0' if role.name == 'learner' else ''
+    domain = service(program, role.name)
+    host = f'{program.name}-{role.name}{job}-$(IMPALA_INDEX).{domain}'
     env.append({'name': 'IMPALA_HOST', 'value': host})
     env += [
       {'name': f'IMPALA_{n.upper()}_PORT', 'value': str(p)} for n, p in served.items()

@@ -51,7 +51,7 @@ class Slurm(backend.Backend):
     handles: dict[str, Any] = {}
     try:
       for role in program.roles:
-        if role.elastic:
+        if role.one_by_one:
           handles[role.name] = []
           for first, count in slurm_scripts.chunks(self.options, 0, role.replicas):
             job = _sbatch(program, slurm_scripts.file_name(role.name, first))

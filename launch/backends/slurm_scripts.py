@@ -20,6 +20,7 @@ class Options(backend.Options):
 
   partition: str = ''
   learner_partition: str = ''  # Where it differs.
+  inference_partition: str = ''  # Where it differs.
   account: str = ''
   qos: str = ''
   constraint: str = ''
@@ -40,10 +41,10 @@ class Options(backend.Options):
 
 
 def render(program: program_lib.Program, options: Options) -> dict[str, str]:
-  """One script a role; an elastic one has a script for each array."""
+  """One script a role; of several replicas one for each array."""
   files = {}
   for role in program.roles:
-    if not role.elastic:
+    if not role.one_by_one:
       files[f'{role.name}.sbatch'] = _script(program, options, role)
       continue
     for first, count in chunks(options, 0, role.replicas):
@@ -66,7 +67,8 @@ def array(
   count: int,
 ) -> str:
   """The script of the replicas from `first` on, as tasks from 0 on."""
-  throttle = options.array_throttle
+  # Actors may take turns; what they wait for may not.
+  throttle = options.array_throttle if role.elastic else 0
   tasks = f'0-{count - 1}' + (f'%{throttle}' if throttle else '')
   return _script(program, options, role, tasks, first)
 
@@ -80,8 +82,8 @@ def _script(
 ) -> str:
   nodes = role.replicas if role.restart.gang else 1
   partition = options.partition
-  if role.name == 'learner' and options.learner_partition:
-    partition = options.learner_partition
+  if role.name in ('learner', 'inference'):
+    partition = getattr(options, f'{role.name}_partition') or partition
   wanted = {
     'job-name': f'{program.name}-{role.name}',
     'array': array,

@@ -17,10 +17,9 @@ import time
 import numpy as np
 import pytest
 
-from impala_jax import actor as actor_lib
 from impala_jax.distributed import learner_link, learner_way, transport
 from impala_jax.environments import vector
-from tests import actor_test, counting
+from tests import actor_test, actors, counting
 
 _LONG = 120.0  # Seconds that a busy machine may take.
 _ENVS = 3
@@ -137,7 +136,7 @@ class Client:
     )
     self.writer = Recorder(self.link)
     environment = vector.SequentialVector([lambda i=i: make(i) for i in range(_ENVS)])
-    self.actor = actor_lib.Actor(
+    self.actor = actors.make(
       actor_test._counting_agent(), environment, layout(), self.writer, self.link,
       unroll_length=actor_test._T, patience=patience,
     )  # fmt: skip

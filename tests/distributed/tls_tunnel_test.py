@@ -100,7 +100,11 @@ def test_keys_are_private_and_made_once(folder):
   assert folder.stat().st_mode & 0o777 == 0o700
   files = {f.name: f.read_bytes() for f in folder.iterdir()}
   # None of the authority: nobody can sign another certificate.
-  assert {n for n in files if n.endswith('.key')} == {'learner.key', 'client.key'}
+  assert {n for n in files if n.endswith('.key')} == {
+    'learner.key',
+    'inference.key',
+    'client.key',
+  }
   for file in folder.glob('*.key'):
     assert file.stat().st_mode & 0o777 == 0o600
   run_keys.ensure(folder)

@@ -1,0 +1,72 @@
+"""What inference servers do, from the counts that they report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_COUNTS = ('requests', 'rows', 'batches', 'padding', 'waited', 'refused')
+
+
+class InferenceFigures:
+  """Figures between one look and the next. Empty for a run without servers."""
+
+  def __init__(self) -> None:
+    self._before = dict.fromkeys(_COUNTS, 0.0)
+    self._newest: dict[str, float] = {}
+    self._seconds = 0.0
+
+  def update(self, control: Any, seconds: float) -> dict[str, float]:
+    """Figures of all servers together.
+
+    Args:
+      control: the `control.Control` that they report to.
+      seconds: since the last call.
+
+    Returns:
+      `inference/` with requests_per_second, rows_per_second (environments),
+      batch_mean (rows of a policy call, padding excluded), padding (its share of all
+      rows), wait_ms (of a request, before its call), clients, environments and refused
+      (requests so far).
+    """
+    self._seconds += seconds
+    servers = [p.totals for p in control.peers() if p.role == 'inference']
+    if not servers:
+      return {}
+    total = {name: control.total('inference', name) for name in _COUNTS}
+    now = {name: total[name] - self._before[name] for name in _COUNTS}
+    sum_of = lambda name: sum(s.get(name, 0.0) for s in servers if not s.get('left'))
+    if now['batches'] > 0:  # Else none has reported since; the last word stands.
+      self._before = total
+      self._newest = _rates(now, self._seconds)
+      self._seconds = 0.0
+    return {
+      f'inference/{name}': value
+      for name, value in {
+        **self._newest,
+        'clients': sum_of('clients'),
+        'environments': sum_of('environments'),
+        'refused': total['refused'],
+      }.items()
+    }
+
+
+def _rates(counts: Mapping[str, float], seconds: float) -> dict[str, float]:
+  requests = max(counts['requests'], 1.0)
+  return {
+    'requests_per_second': counts['requests'] / max(seconds, 1e-9),
+    'rows_per_second': counts['rows'] / max(seconds, 1e-9),
+    'batch_mean': counts['rows'] / counts['batches'],
+    'padding': counts['padding'] / max(counts['rows'] + counts['padding'], 1.0),
+    'wait_ms': 1e3 * counts['waited'] / requests,
+  }
+
+
+def describe(record: Mapping[str, float]) -> str:
+  """For people; empty for a run without servers, or before the first requests."""
+  if 'inference/requests_per_second' not in record:
+    return ''
+  get = lambda name: record[f'inference/{name}']
+  words = (
+    f'{get("requests_per_second"):,.0f} requests/s of {get("clients"):.0f} actors, '
+    f'batches of {get("batch_mean"):.1f}, {get("wait_ms"):.1f} ms of waiting each'
+  )
+  return words + (f', {get("refused"):.0f} refused' if get('refused') else '')
