@@ -14,6 +14,13 @@ def test_a_waiting_learner_points_at_the_actors_and_their_largest_stage():
   assert 'stepping environments (70%' in words
 
 
+def test_actors_that_wait_for_inference_servers_say_so():
+  actor = {'environment': 0.2, 'inference': 0.7, 'learner': 0.1}
+  describe = lambda remote: bottleneck.describe({'wait': 0.8}, actor, 0.0, remote)
+  assert 'running the policy (70%' in describe(False)
+  assert 'waiting for the inference servers (70%' in describe(True)
+
+
 def test_held_back_actors_point_at_the_learner():
   words = bottleneck.describe(
     {'wait': 0.01, 'update': 0.95}, {'environment': 0.3, 'learner': 0.6}, 1.0

@@ -107,6 +107,42 @@ def test_a_limit_of_lag_that_nothing_could_keep_is_impossible(settings, least, w
     check(-1)
 
 
+def test_impossible_settings_of_inference_are_named_at_once():
+  config = config_lib.override(
+    config_lib.Config(),
+    ['inference.servers=3', 'actor.num_actors=2', 'inference.max_batch=16',
+     'inference.max_environments=31', 'inference.deadline_ms=20000',
+     'actor.platform=gpu', 'transport.kind=local'],
+  )  # fmt: skip
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_validation.validate(config)
+  text = str(error.value)
+  assert text.startswith('6 impossible setting(s)')
+  assert 'must not exceed actor.num_actors (2)' in text
+  assert 'must hold what one actor asks at once, 32 environments' in text
+  assert 'must be 0 or at least the 32 of the actors dealt to one server' in text
+  assert 'inference.deadline_ms is 20000.0: must be at most 10,000' in text
+  assert "actor.platform is 'gpu': has no meaning with inference.servers" in text
+  assert "transport.kind 'local' has not" in text
+  for setting in ('inference.servers=-1', 'inference.platform=cuda',
+                  'actor.platform=cuda', 'inference.max_batch=0'):  # fmt: skip
+    config = config_lib.override(config_lib.Config(), [setting])
+    with pytest.raises(config_lib.ConfigError, match=setting.split('=')[0]):
+      config_validation.validate(config)
+
+
+def test_room_of_inference_servers():
+  def room(*settings):
+    config = config_lib.override(config_lib.Config(), settings)
+    config_validation.validate(config)
+    return config.inference_environments
+
+  assert room() == 0
+  # Twice what is dealt to the fullest.
+  assert room('inference.servers=2', 'actor.num_actors=5') == 2 * 3 * 32
+  assert room('inference.servers=1', 'inference.max_environments=100') == 100
+
+
 def test_unknown_fields_of_a_saved_configuration_are_refused():
   data = config_lib.to_dict(config_lib.Config())
   data['loss']['gama'] = 1

@@ -8,19 +8,13 @@ before the answer was lost is not known, so the states may not be used again.
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
-from impala_jax import metrics, types
 from impala_jax import policy as policy_lib
-from impala_jax.distributed import (
-  inference_grpc,
-  inference_wire,
-  run_keys,
-  transport,
-)
+from impala_jax import types
+from impala_jax.distributed import inference_grpc, inference_wire, transport
 
 
 class Remote:
@@ -122,39 +116,3 @@ class Remote:
     if self._channel is not None:
       self._channel.close()
     self._channel = None
-
-
-def address_path(run_dir: pathlib.Path, server: int) -> pathlib.Path:
-  """Where the inference server of that index writes its address."""
-  return run_dir / f'inference-{server}.json'
-
-
-def open_remote(
-  run_dir: pathlib.Path,
-  servers: int,
-  client: int,
-  num_envs: int,
-  wire: inference_wire.Wire,
-  keys: pathlib.Path | None,
-) -> Remote:
-  """The policy of an actor; connects with the first call.
-
-  Args:
-    run_dir: of the run.
-    servers: how many there are; actors are dealt over them.
-    client: index of the actor.
-    num_envs: N.
-    wire: the form of the messages.
-    keys: folder of the run's keys, for mutual TLS.
-
-  Raises:
-    run_keys.KeysError: no connection will ever be possible.
-  """
-  own = None if keys is None else run_keys.load(keys, run_keys.CLIENT)
-  path = address_path(run_dir, client % servers)
-  return Remote(
-    lambda: metrics.read_json(path).get('address'),
-    lambda address: inference_grpc.Channel(address, wire, own),
-    f'actor {client}',
-    num_envs,
-  )

@@ -18,7 +18,6 @@ from impala_jax.distributed import (
   endpoints,
   inference_batcher,
   inference_grpc,
-  inference_link,
   learner_link,
   learner_way,
   policies,
@@ -87,9 +86,7 @@ def run(
     )
     stack.callback(server.close)
     address = endpoints.join(place.host or 'localhost', server.port)
-    metrics.write_json(
-      inference_link.address_path(run_dir, index), {'address': address}
-    )
+    metrics.write_json(policies.address_path(run_dir, index), {'address': address})
     logging.info('serves at %s', address)
     following.follow(batcher)
     deadline = time.monotonic() + _GOODBYE

@@ -4,9 +4,14 @@ import pathlib
 
 import jax
 
-from impala_jax import components, device_policy
+from impala_jax import components, device_policy, metrics
 from impala_jax import policy as policy_lib
-from impala_jax.distributed import inference_link, inference_wire
+from impala_jax.distributed import (
+  inference_grpc,
+  inference_link,
+  inference_wire,
+  run_keys,
+)
 from impala_jax.environments import registry
 
 
@@ -37,20 +42,34 @@ def remote(
   index: int,
   keys: pathlib.Path | None,
 ) -> inference_link.Remote:
-  """That of the inference server to which the actor was dealt.
+  """That of the inference server to which an actor was dealt.
+
+  Connects with its first call.
+
+  Args:
+    parts: of the run.
+    run_dir: of the run; holds the servers' addresses.
+    index: of the actor.
+    keys: folder of the run's keys, for mutual TLS.
 
   Raises:
-    run_keys.KeysError: see `inference_link.open_remote`.
+    run_keys.KeysError: no connection will ever be possible.
   """
   config = parts.config
-  return inference_link.open_remote(
-    run_dir,
-    config.inference.servers,
-    index,
+  own = None if keys is None else run_keys.load(keys, run_keys.CLIENT)
+  path = address_path(run_dir, index % config.inference.servers)
+  form = wire(parts)
+  return inference_link.Remote(
+    lambda: metrics.read_json(path).get('address'),
+    lambda address: inference_grpc.Channel(address, form, own),
+    f'actor {index}',
     config.actor.envs_per_actor,
-    wire(parts),
-    keys,
   )
+
+
+def address_path(run_dir: pathlib.Path, server: int) -> pathlib.Path:
+  """Where the inference server of that index writes its address."""
+  return run_dir / f'inference-{server}.json'
 
 
 def wire(parts: components.Components) -> inference_wire.Wire:

@@ -215,6 +215,57 @@ def test_only_the_run_reaches_the_learner_and_actors_reach_nothing_else():
   assert not matches(learner['to'][0], pods['actor'])
 
 
+@pytest.mark.parametrize('version', VERSIONS)
+def test_schemas_with_inference_servers(version):
+  gpu = program_lib.Resources(4, 8192, 1)
+  program = programs.make(actors=100, servers=3, inference=gpu, actor=gpu)
+  for item in render(program, 'kubernetes.node_selector=cloud/pool=gpu').values():
+    validate(item, version)
+
+
+def test_only_actors_reach_the_inference_servers():
+  objects = by_name(programs.make(learners=2, servers=2))
+  pods = {role: j['template']['metadata']['labels'] for role, j in
+          jobs(objects).items()}  # fmt: skip
+  closed = objects['NetworkPolicy/impala-catch-1-closed']['spec']
+  opened = objects['NetworkPolicy/impala-catch-1-inference']['spec']
+  assert [r for r, labels in pods.items() if matches(opened, labels)] == ['inference']
+  assert matches(closed, pods['inference'])
+  (rule,) = opened['ingress']
+  reaching = [r for r, labels in pods.items() if matches(rule['from'][0], labels)]
+  assert reaching == ['actor']
+  service = objects['Service/impala-catch-1-inference']['spec']
+  (port,) = (p['port'] for p in service['ports'])
+  learner = objects['Service/impala-catch-1-learner']['spec']
+  assert port not in {p['port'] for p in learner['ports']}
+  assert [p['port'] for p in rule['ports']] == [port]
+  # It reaches the learners, and actors reach both.
+  _, to_learner, to_server = closed['egress']
+  assert matches(to_learner['to'][0], pods['learner'])
+  assert matches(to_server['to'][0], pods['inference'])
+  assert [p['port'] for p in to_server['ports']] == [port]
+
+
+def test_inference_servers_are_found_by_name():
+  program = programs.make(servers=2, inference=program_lib.Resources(4, 8192, 1))
+  objects = by_name(program, 'kubernetes.node_selector=cloud/pool=gpu')
+  service = objects['Service/impala-catch-1-inference']['spec']
+  job = jobs(objects)['inference']
+  pod = job['template']['spec']
+  assert service['selector'].items() <= job['template']['metadata']['labels'].items()
+  # An Indexed Job names its pods' hosts <job>-<index>, in this domain.
+  assert pod['subdomain'] == 'impala-catch-1-inference'
+  (container,) = pod['containers']
+  env = {e['name']: e.get('value') for e in container['env']}
+  host = 'impala-catch-1-inference-$(IMPALA_INDEX).impala-catch-1-inference'
+  assert env['IMPALA_HOST'] == host
+  assert env['IMPALA_INFERENCE_PORT'] == str(container['ports'][0]['containerPort'])
+  assert 'IMPALA_QUEUE_PORT' not in env
+  assert pod['nodeSelector'] == {'cloud/pool': 'gpu'}
+  assert container['resources']['limits']['nvidia.com/gpu'] == '1'
+  assert 'subdomain' not in jobs(objects)['actor']['template']['spec']
+
+
 def test_learners_are_found_by_name():
   objects = by_name(programs.make(learners=4))
   service = objects['Service/impala-catch-1-learner']['spec']

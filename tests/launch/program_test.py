@@ -22,6 +22,18 @@ def test_roles_of_a_run():
   assert json.loads(program.config)['config']['actor']['num_actors'] == 1000
 
 
+def test_inference_servers_are_a_role_of_their_own():
+  program = programs.make(actors=1000, servers=4)
+  assert [r.name for r in program.roles] == [
+    'learner', 'inference', 'actor', 'evaluator'
+  ]  # fmt: skip
+  role = program.role('inference')
+  assert (role.replicas, role.elastic, role.restart.essential) == (4, False, False)
+  assert role.ports == ('inference',)
+  with pytest.raises(ValueError, match='inference has 4 and cannot be scaled'):
+    program.scaled('inference', 5)
+
+
 def test_several_learners_are_a_gang():
   assert programs.make(learners=4).role('learner').restart.gang
   assert not programs.make(learners=1).role('learner').restart.gang

@@ -27,11 +27,19 @@ while not (run_dir / f'{name}.finish').exists():
 CRASH = "print('CAUSE: ValueError: no such game'); raise SystemExit(3)"
 
 
-def make(run_dir='/shared/runs/catch-1', actors=3, learners=1, launches=0, **resources):
+def make(
+  run_dir='/shared/runs/catch-1',
+  actors=3,
+  learners=1,
+  launches=0,
+  servers=0,
+  **resources,
+):
   config = config_lib.override(
     configs.get('catch'),
-    [f'actor.num_actors={actors}', 'transport.kind=reverb', 'learner.batch_size=32'],
-  )
+    [f'actor.num_actors={actors}', 'transport.kind=reverb', 'learner.batch_size=32',
+     f'inference.servers={servers}'],
+  )  # fmt: skip
   return program_lib.program_of(
     config, run_dir, '/shared/code', launches, learners, resources
   )

@@ -73,6 +73,26 @@ def test_arrays_are_chunked(actors, size, arrays):
     assert f'--index={int(name[6:12])} --index_from=SLURM_ARRAY_TASK_ID' in script
 
 
+def test_inference_servers():
+  resources = {'inference': program_lib.Resources(cpus=6, memory_mib=9000, gpus=1)}
+  one = render(programs.make(servers=1, **resources), 'slurm.inference_partition=gpu')
+  script = one['inference.sbatch']
+  found = options(script)
+  assert (found['partition'], found['gres']) == ('gpu', 'gpu:1')
+  assert (found['cpus-per-task'], found['mem']) == ('6', '9000M')
+  # Actors on other hosts must find it.
+  assert '--slurm_host' in script
+  assert '--essential' not in script
+  files = render(programs.make(servers=3), 'slurm.array_throttle=1')
+  assert list(files) == [
+    'learner.sbatch', 'inference-000000.sbatch', 'actor-000000.sbatch',
+    'evaluator.sbatch',
+  ]  # fmt: skip
+  found = options(files['inference-000000.sbatch'])
+  assert found['array'] == '0-2'  # All at once.
+  assert 'partition' not in found
+
+
 def test_options_of_the_cluster():
   files = render(
     programs.make(),
