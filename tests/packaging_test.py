@@ -25,6 +25,7 @@ EXTRAS = {
   'doom',
   'gymnasium',
   'notebooks',
+  'onednn',
   'plots',
   'reverb',
   'tls',
@@ -93,9 +94,8 @@ def test_metadata(metadata):
   assert utils.canonicalize_name(metadata.metadata['Name']) == 'impala-jax'
   assert metadata.metadata['Requires-Python'] == '>=3.11'
   assert set(metadata.metadata.get_all('Provides-Extra')) == EXTRAS
-  assert (metadata.read_text('top_level.txt') or '').split() == sorted(
-    imports_test.OURS
-  )
+  modules = (metadata.read_text('top_level.txt') or '').split()
+  assert modules == sorted([*imports_test.OURS, 'impala_jax_onednn'])
 
 
 def test_all_holds_every_extra_that_pip_can_install(metadata):
@@ -144,6 +144,13 @@ def test_pins_are_what_setup_py_allows(metadata, name):
     for requirement in declared(metadata, extra):
       version = pinned[utils.canonicalize_name(requirement.name)]
       assert requirement.specifier.contains(version), (requirement, version)
+
+
+def test_the_pin_of_onednn_is_what_setup_py_allows(metadata):
+  (requirement,) = declared(metadata, 'onednn')
+  (version,) = pins('onednn').values()
+  assert list(pins('onednn')) == [requirement.name]
+  assert requirement.specifier.contains(version)
 
 
 def test_latest_is_free_of_tensorflow():

@@ -99,13 +99,40 @@ show_progress() {
   done
 }
 
+# oneDNN and what calls it: optional, so whatever fails here is a line in the log.
+add_onednn() {
+  local pins=requirements/onednn.txt calls=impala_jax/onednn/calls.c
+  local wanted compiler target
+  [ -e "$pins" ] && [ -e "$calls" ] || return 0
+  compiler=$(command -v "${CC:-cc}") || compiler=none
+  wanted="$(cat "$pins" "$calls" | sha256sum) $compiler"
+  [ "$(cat "$venv/.onednn" 2>/dev/null)" = "$wanted" ] && return 0
+  if [ "$compiler" = none ]; then
+    echo "setup: $set_name: no C compiler, so convolutions will be XLA's (slower on CPU)"
+  elif ! PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install --no-deps \
+    --only-binary :all: --retries 1 --progress-bar off -r "$pins" >>"$log" 2>&1 9>&-; then
+    echo "setup: $set_name: no oneDNN, so convolutions will be XLA's; see $log"
+    return 0 # Perhaps the next time.
+  else
+    target=$("$venv/bin/python" -c 'import sysconfig as s
+print(s.get_path("platlib") + "/impala_jax_onednn" + s.get_config_var("EXT_SUFFIX"))') &&
+      "$compiler" -O2 -shared -fPIC -pthread -o "$target.new" "$calls" >>"$log" 2>&1 &&
+      mv "$target.new" "$target" ||
+      echo "setup: $set_name: cannot compile $calls, so convolutions will be XLA's; see $log"
+  fi
+  echo "$wanted" >"$venv/.onednn"
+}
+
 mkdir -p "$venv_root" 2>/dev/null || fail "cannot make the folder $venv_root"
 # Two makes at once must not build into the same folder.
 exec 9>"$venv_root/$set_name.lock" || fail "cannot write under $venv_root"
 flock -w 1800 9 || fail "another set-up of $venv has held its lock for 30 minutes"
 
 checksum=$(sha256sum <"$requirements") || fail "cannot read $requirements"
-is_ready && exit 0
+if is_ready; then
+  add_onednn
+  exit 0
+fi
 find_python
 rm -rf "$venv"
 check_disk
@@ -121,4 +148,5 @@ PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-30} PIP_RETRIES=${PIP_RETRIES:-3} \
 [ "${PIPESTATUS[0]}" -eq 0 ] || explain
 "$venv/bin/python" -c 'import flax, jax, optax' >>"$log" 2>&1 || explain
 echo "$checksum" >"$stamp" || fail "cannot write $stamp"
+add_onednn
 echo "setup: $set_name: ready ($("$venv/bin/python" --version))"

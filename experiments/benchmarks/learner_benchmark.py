@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import measure
+from impala_jax import allocator, losses, optimizers, types, unroll_layout, versions
 from impala_jax import config as config_lib
 from impala_jax import learner as learner_lib
-from impala_jax import losses, optimizers, types, unroll_layout, versions
 from impala_jax.agents import agent as agent_lib
 
 
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
   args = parser().parse_args()
+  allocator.keep_memory()  # As the learner's role does.
   learner, layout = make(args)
   batches = [random_rows(layout, args.batch, seed) for seed in range(3)]
   state = learner.init(0)

@@ -8,13 +8,13 @@ import functools
 import math
 from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from impala_jax import types
 
 
+@jax.custom_vjp
 def max_pool(x: types.Array) -> types.Array:
   """Pools windows of 3x3 with stride 2 and 'SAME' padding.
 
@@ -22,18 +22,9 @@ def max_pool(x: types.Array) -> types.Array:
     x: [N, H, W, C], floating.
 
   Returns:
-    [N, ceil(H / 2), ceil(W / 2), C]. The gradient of a window goes to the first of
-    its largest elements, row by row, on every device.
+    [N, ceil(H / 2), ceil(W / 2), C]: the maximum of 9 strided slices. The gradient of
+    a window goes to the first of its largest elements, row by row.
   """
-  # Decided at trace time; both ways give the same numbers.
-  if jax.default_backend() == 'cpu':
-    return max_pool_by_slices(x)
-  return nn.max_pool(x, (3, 3), (2, 2), 'SAME')
-
-
-@jax.custom_vjp
-def max_pool_by_slices(x: types.Array) -> types.Array:
-  """`max_pool` as the maximum of 9 strided slices."""
   return functools.reduce(jnp.maximum, _slices(x))
 
 
@@ -64,7 +55,7 @@ def _backward(residuals, gradient):
   return (_join(jax.lax.map(unpool, (_split(where), _split(gradient)))),)
 
 
-max_pool_by_slices.defvjp(_forward, _backward)
+max_pool.defvjp(_forward, _backward)
 
 
 def _split(x: types.Array) -> types.Array:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from impala_jax import types
-from impala_jax.agents import pooling
+from impala_jax.agents import convolution
 
 # The usual gain of orthogonal weights before a relu.
 _RELU_INIT = nn.initializers.orthogonal(2**0.5)
@@ -76,7 +76,7 @@ class Deep(nn.Module):
     x = _to_float(x, self.dtype)
     for channels in (16, 32, 32):
       x = _conv3x3(channels, self.dtype)(x)
-      x = pooling.max_pool(x)
+      x = convolution.max_pool(x)
       for _ in range(2):
         y = _conv3x3(channels, self.dtype)(nn.relu(x))
         x = x + _conv3x3(channels, self.dtype)(nn.relu(y))
@@ -98,18 +98,13 @@ class MLP(nn.Module):
 
 
 def _conv(channels: int, kernel: int, stride: int, dtype: jnp.dtype) -> nn.Module:
-  return nn.Conv(
-    channels,
-    (kernel, kernel),
-    (stride, stride),
-    padding='VALID',
-    dtype=dtype,
-    kernel_init=_RELU_INIT,
+  return convolution.Conv(
+    channels, kernel, stride, 'VALID', dtype=dtype, kernel_init=_RELU_INIT
   )
 
 
 def _conv3x3(channels: int, dtype: jnp.dtype) -> nn.Module:
-  return nn.Conv(channels, (3, 3), padding='SAME', dtype=dtype)
+  return convolution.Conv(channels, 3, dtype=dtype)
 
 
 def _linear(units: int, dtype: jnp.dtype) -> nn.Module:

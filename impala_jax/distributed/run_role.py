@@ -44,8 +44,9 @@ def main(argv: list[str]) -> int:
     return stop.is_set() or (parent != 0 and os.getppid() != parent)
 
   # Late, so that signals are handled while JAX loads.
-  from impala_jax import compile_cache
+  from impala_jax import allocator, compile_cache
 
+  allocator.keep_memory()
   compile_cache.enable()
   from impala_jax import components
   from impala_jax import config as config_lib

@@ -26,31 +26,21 @@ def test_equals_xla_with_many_ties(n, height, width):
     loss = lambda x: (pool(x) * weights).sum()
     return jax.jit(pool)(x), jax.jit(jax.grad(loss))(x)
 
-  for got, want in zip(both(pooling.max_pool_by_slices), both(_xla), strict=True):
+  for got, want in zip(both(pooling.max_pool), both(_xla), strict=True):
     assert got.dtype == want.dtype
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_value_is_the_same_with_and_without_a_gradient():
   x = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
-  value, _ = jax.vjp(pooling.max_pool_by_slices, x)
-  np.testing.assert_array_equal(value, pooling.max_pool_by_slices(x))
+  value, _ = jax.vjp(pooling.max_pool, x)
+  np.testing.assert_array_equal(value, pooling.max_pool(x))
 
 
 def test_gradient_in_bfloat16():
   x = np.random.default_rng(0).normal(size=(1, 7, 6, 2))
   x = jnp.asarray(x, jnp.bfloat16)
-  got = jax.grad(lambda x: pooling.max_pool_by_slices(x).sum())(x)
+  got = jax.grad(lambda x: pooling.max_pool(x).sum())(x)
   want = jax.grad(lambda x: _xla(x).sum())(x)
   assert got.dtype == jnp.bfloat16
   np.testing.assert_array_equal(got.astype(np.float32), want.astype(np.float32))
-
-
-@pytest.mark.parametrize(
-  ('backend', 'scatters'), [('cpu', False), ('gpu', True), ('tpu', True)]
-)
-def test_the_way_of_each_backend(monkeypatch, backend, scatters):
-  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-  gradient = jax.grad(lambda x: pooling.max_pool(x).sum())
-  program = str(jax.make_jaxpr(gradient)(jnp.zeros((1, 6, 6, 1))))
-  assert ('select_and' in program) == scatters

@@ -1,0 +1,1 @@
+"""oneDNN's convolutions and pooling in JAX programs on CPU."""
