@@ -19,8 +19,8 @@ from impala_jax import device_policy, types
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import (
   inference_batcher,
-  inference_grpc,
   inference_link,
+  inference_tcp,
   inference_wire,
 )
 
@@ -93,7 +93,7 @@ def _server(args: argparse.Namespace, platform: str) -> None:
   policy.set_parameters(0, agent.init(jax.random.key(0)))
   policy.compile(spec)
   batcher = inference_batcher.Batcher(policy, room, 1e-3 * args.deadline_ms)
-  server = inference_grpc.Server(batcher, _wire(agent, spec))
+  server = inference_tcp.Server(batcher, _wire(agent, spec))
   print(json.dumps({'address': server.address}), flush=True)
   for _ in sys.stdin:
     print(json.dumps(vars(batcher.totals())), flush=True)
@@ -107,7 +107,7 @@ def _client(args: argparse.Namespace, value: str) -> None:
   agent, spec = _make(args)
   form = _wire(agent, spec)
   remote = inference_link.Remote(
-    lambda: address, lambda a: inference_grpc.Channel(a, form), index, args.envs
+    lambda: address, lambda a: inference_tcp.Channel(a, form), index, args.envs
   )
   ids = np.arange(args.envs, dtype=np.int32)
   action, steps = np.zeros(args.envs, np.int32), _frames(spec, args.envs)

@@ -15,9 +15,17 @@ from flax import serialization
 
 from impala_jax import types
 from impala_jax.distributed import control as control_lib
-from impala_jax.distributed import grpc_ends, run_keys, transport
+from impala_jax.distributed import run_keys, transport
 
 _SERVICE = 'impala_jax.Control'
+_OPTIONS = [
+  ('grpc.max_send_message_length', -1),
+  ('grpc.max_receive_message_length', -1),
+  # Without this a second server on the same port silently shares it.
+  ('grpc.so_reuseport', 0),
+  # A client made after a failure asks anew, rather than wait out the pause of another.
+  ('grpc.use_local_subchannel_pool', 1),
+]
 
 
 class Server:
@@ -44,7 +52,7 @@ class Server:
     self._serialised: tuple[int, bytes] = (-1, b'')
     self._lock = threading.Lock()
     pool = concurrent.futures.ThreadPoolExecutor(8, 'control')
-    self._server = grpc.server(pool, options=grpc_ends.OPTIONS)
+    self._server = grpc.server(pool, options=_OPTIONS)
     handlers = {
       'Fetch': grpc.unary_unary_rpc_method_handler(self._fetch),
       'Report': grpc.unary_unary_rpc_method_handler(self._report),
@@ -52,7 +60,17 @@ class Server:
     self._server.add_generic_rpc_handlers(
       (grpc.method_handlers_generic_handler(_SERVICE, handlers),)
     )
-    self.port = grpc_ends.listen(self._server, host, port, keys)
+    try:
+      if keys is None:
+        self.port = self._server.add_insecure_port(f'{host}:{port}')
+      else:
+        authority, certificate, key = (file.read_bytes() for file in keys)
+        credentials = grpc.ssl_server_credentials(
+          [(key, certificate)], authority, require_client_auth=True
+        )
+        self.port = self._server.add_secure_port(f'{host}:{port}', credentials)
+    except RuntimeError as e:
+      raise OSError(f'cannot listen on {host}:{port}: {e}') from e
     self.address = f'{host}:{self.port}'
     self._server.start()
 
@@ -95,7 +113,17 @@ class Client:
     self.learner = ''
     self._address = address
     self._timeout = timeout
-    self._channel = grpc_ends.connect(address, keys, run_keys.LEARNER)
+    if keys is None:
+      self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    else:
+      authority, certificate, key = (file.read_bytes() for file in keys)
+      # The name belongs to the certificate, not to the machine.
+      name = ('grpc.ssl_target_name_override', run_keys.LEARNER)
+      self._channel = grpc.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(authority, key, certificate),
+        options=[*_OPTIONS, name],
+      )
     self._fetch = self._channel.unary_unary(f'/{_SERVICE}/Fetch')
     self._report = self._channel.unary_unary(f'/{_SERVICE}/Report')
 

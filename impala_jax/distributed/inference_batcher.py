@@ -9,30 +9,20 @@ which were compiled before the first. Knows nothing of how requests travel.
 import collections
 import concurrent.futures
 import dataclasses
-import itertools
 import logging
-import os
 import threading
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from impala_jax import device_policy
 from impala_jax import policy as policy_lib
-from impala_jax.distributed import inference_wire
+from impala_jax.distributed import inference_sessions, inference_wire
 
 _SIZES = 4  # Batch sizes: the largest, and halves of it.
-_SILENT = 300.0  # Seconds after which a client's room may be given to another.
 _END_TIMEOUT = 30.0
-
-
-class UnknownSession(Exception):
-  """The client has not joined, has left, or its room was given to another."""
-
-
-class NoRoom(Exception):
-  """All states are in use; the text says how to have more."""
 
 
 @dataclasses.dataclass
@@ -58,23 +48,25 @@ class Totals:
   refused: int = 0
 
 
-class _Session:
-  def __init__(self, client: str, slots: np.ndarray):
-    self.client = client
-    self.slots = slots
-    self.heard = time.monotonic()
-    self.waiting: _Waiting | None = None
+class _Batch(NamedTuple):
+  waiting: list['_Waiting']
+  new: list[np.ndarray]  # Rows of the states to be set anew before.
 
 
 @dataclasses.dataclass(eq=False)
 class _Waiting:
   """One request on its way. Answered by its future."""
 
-  session: _Session
+  session: inference_sessions.Session
   slots: np.ndarray  # int32 [K], rows of the states.
   request: inference_wire.Request
   arrived: float
   future: 'concurrent.futures.Future[policy_lib.Decision]'
+
+  def fail(self, why: str) -> None:
+    # One whose client has given up is waited for by nobody.
+    if self.future.set_running_or_notify_cancel():
+      self.future.set_exception(inference_sessions.UnknownSession(why))
 
 
 def batch_sizes(max_batch: int) -> list[int]:
@@ -100,17 +92,12 @@ class Batcher:
     self, policy: device_policy.DevicePolicy, environments: int, deadline: float
   ):
     self._policy = policy
-    self._capacity = environments
     self._deadline = deadline
     self.error: Exception | None = None
     self._totals = Totals()
     self._lock = threading.Condition()
     self._closed = False
-    self._sessions: dict[int, _Session] = {}
-    # Another server's numbers must mean nothing here.
-    self._numbers = itertools.count(int.from_bytes(os.urandom(7), 'little'))
-    self._free = list(range(environments))
-    self._new: list[np.ndarray] = []  # Rows of the states to be set anew.
+    self._sessions = inference_sessions.Sessions(environments, self._forget)
     self._queue: collections.deque[_Waiting] = collections.deque()
     self._thread = threading.Thread(target=self._run, name='batcher', daemon=True)
     self._thread.start()
@@ -132,7 +119,7 @@ class Batcher:
   def environments(self) -> int:
     """Of all clients."""
     with self._lock:
-      return self._capacity - len(self._free)
+      return self._sessions.environments
 
   def join(self, client: str, environments: int) -> int:
     """Room for `environments` states, in their initial form.
@@ -143,34 +130,16 @@ class Batcher:
       The number of the session, for `submit`.
 
     Raises:
-      NoRoom: see there.
+      inference_sessions.NoRoom: see there.
       ValueError: `environments` is no number that could ever be had.
     """
-    if not 1 <= environments <= self._capacity:
-      raise ValueError(
-        f'{environments} environments: this server has room for {self._capacity}, see '
-        'inference.max_environments'
-      )
     with self._lock:
-      for number in [n for n, s in self._sessions.items() if s.client == client]:
-        self._end(number)
-      if len(self._free) < environments:
-        self._end_silent()
-      if len(self._free) < environments:
-        raise NoRoom(
-          f'{environments} environments: {len(self._free)} of {self._capacity} states '
-          'are free, see inference.max_environments'
-        )
-      slots = np.array([self._free.pop() for _ in range(environments)], np.int32)
-      number = next(self._numbers)
-      self._sessions[number] = _Session(client, slots)
-      self._new.append(slots)
-      return number
+      return self._sessions.join(client, environments)
 
   def leave(self, number: int) -> None:
     """Frees the states of a session; one that is not there is no error."""
     with self._lock:
-      self._end(number)
+      self._sessions.leave(number)
       self._lock.notify_all()  # The others may be all now.
 
   def submit(
@@ -179,15 +148,13 @@ class Batcher:
     """The decision, once it is made.
 
     Raises:
-      UnknownSession: see there; so may the future.
+      inference_sessions.UnknownSession: see there; so may the future.
       inference_wire.WireError: the request makes no sense for its session.
     """
     with self._lock:
       if self._closed:
-        raise UnknownSession('the server ends')
+        raise inference_sessions.UnknownSession('the server ends')
       session = self._sessions.get(request.session)
-      if session is None:
-        raise UnknownSession('the states of this client are not here')
       session.heard = time.monotonic()
       ids = request.ids
       if not ((ids >= 0) & (ids < len(session.slots))).all():
@@ -220,22 +187,11 @@ class Batcher:
 
   # --- with the lock held ---
 
-  def _end(self, number: int) -> None:
-    session = self._sessions.pop(number, None)
-    if session is None:
-      return
-    self._free += session.slots.tolist()
-    if session.waiting is not None and session.waiting in self._queue:
+  def _forget(self, session: inference_sessions.Session) -> None:
+    if session.waiting in self._queue:
       # Not run any more: its rows of the states may soon be another's.
       self._queue.remove(session.waiting)
-      session.waiting.future.set_exception(UnknownSession('the client has left'))
-
-  def _end_silent(self) -> None:
-    limit = time.monotonic() - _SILENT
-    for number, session in list(self._sessions.items()):
-      if session.heard < limit:
-        logging.info('%s has been silent: its states are freed', session.client)
-        self._end(number)
+      session.waiting.fail('the client has left')
 
   def _due(self, now: float) -> bool:
     if not self._queue:
@@ -250,7 +206,7 @@ class Batcher:
   # --- the thread ---
 
   def _run(self) -> None:
-    running: tuple[list[_Waiting], device_policy.Running] | None = None
+    running: tuple[_Batch, device_policy.Running] | None = None
     try:
       while True:
         # Where a batch is due, it is made ready while the device works on another.
@@ -266,14 +222,13 @@ class Batcher:
       self.error = e
     with self._lock:
       self._closed = True
-      left = [s.waiting for s in self._sessions.values() if s.waiting is not None]
-      self._sessions.clear()
+      left = [s.waiting for s in self._sessions.all() if s.waiting is not None]
       self._queue.clear()
     for waiting in left:
       if not waiting.future.done():
-        waiting.future.set_exception(UnknownSession('the server ends'))
+        waiting.fail('the server ends')
 
-  def _take(self, wait: bool) -> list[_Waiting] | None:
+  def _take(self, wait: bool) -> _Batch | None:
     """The next batch, oldest first; None at the end, or where none is due."""
     start = time.monotonic()
     with self._lock:
@@ -296,28 +251,28 @@ class Batcher:
       totals.requests += len(batch)
       totals.rows += rows
       totals.padding += self._policy.size(rows) - rows
-      return batch
+      # In one go with the requests: rows that a client leaves from now on may be run
+      # for it still, and are set anew for the next one after that.
+      return _Batch(batch, self._sessions.take_new())
 
-  def _start(self, batch: list[_Waiting]) -> device_policy.Running:
-    with self._lock:
-      new, self._new = self._new, []
-    for slots in new:
+  def _start(self, batch: _Batch) -> device_policy.Running:
+    for slots in batch.new:
       self._policy.reset(slots)
     join = lambda *x: np.concatenate(x)
-    slots = join(*[w.slots for w in batch])
+    slots = join(*[w.slots for w in batch.waiting])
+    requests = [w.request for w in batch.waiting]
     timestep, last_action, begins = jax.tree.map(
-      join,
-      *[(w.request.timestep, w.request.last_action, w.request.begins) for w in batch],
+      join, *[(r.timestep, r.last_action, r.begins) for r in requests]
     )
     return self._policy.start(slots, timestep, last_action, begins)
 
-  def _finish(self, batch: list[_Waiting], running: device_policy.Running) -> None:
+  def _finish(self, batch: _Batch, running: device_policy.Running) -> None:
     out, states = self._policy.finish(running)
     with self._lock:
-      for waiting in batch:
+      for waiting in batch.waiting:
         waiting.session.waiting = None
     row = begun = 0
-    for waiting in batch:
+    for waiting in batch.waiting:
       rows = slice(row, row + len(waiting.slots))
       begins = slice(begun, begun + int(waiting.request.begins.sum()))
       row, begun = rows.stop, begins.stop

@@ -17,7 +17,7 @@ from impala_jax.distributed import control as control_lib
 from impala_jax.distributed import (
   endpoints,
   inference_batcher,
-  inference_grpc,
+  inference_tcp,
   learner_link,
   learner_way,
   policies,
@@ -77,10 +77,10 @@ def run(
     )
     stack.callback(batcher.close)
     place = endpoints.Place.from_environment(os.environ)
-    server = inference_grpc.Server(
+    server = inference_tcp.Server(
       batcher,
       policies.wire(parts),
-      '[::]' if place.host else '127.0.0.1',
+      '' if place.host else '127.0.0.1',
       endpoints.read_port(os.environ, 'IMPALA_INFERENCE_PORT'),
       server_keys,
     )

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from impala_jax import types
-from impala_jax.distributed import inference_batcher, inference_wire
+from impala_jax.distributed import (
+  inference_batcher,
+  inference_sessions,
+  inference_wire,
+)
 from tests import synthetic
 from tests.distributed import inference_servers
 from tests.distributed.inference_servers import AT_ONCE, NEVER, request
@@ -139,14 +143,14 @@ def test_one_that_leaves_frees_its_states_and_the_next_begins_anew(serving):
   batcher = serving(deadline=AT_ONCE, room=4)
   session = batcher.join('actor 0', 4)
   _answer(batcher.submit(request(SPEC, session, [0, 1, 2, 3])))
-  with pytest.raises(inference_batcher.NoRoom, match='0 of 4'):
+  with pytest.raises(inference_sessions.NoRoom, match='0 of 4'):
     batcher.join('actor 1', 1)
   batcher.leave(session)
   assert (batcher.clients(), batcher.environments()) == (0, 0)
   other = batcher.join('actor 1', 4)
   decision = _answer(batcher.submit(request(SPEC, other, [3, 0], begins=True)))
   assert decision.state['count'].tolist() == [100, 100]
-  with pytest.raises(inference_batcher.UnknownSession):
+  with pytest.raises(inference_sessions.UnknownSession):
     batcher.submit(request(SPEC, session, [0]))
   batcher.leave(session)  # No error.
 
@@ -157,20 +161,40 @@ def test_a_client_that_comes_again_takes_the_place_of_itself(serving):
   session = batcher.join('actor 0', 3)
   waiting = batcher.submit(request(SPEC, session, [0]))
   again = batcher.join('actor 0', 3)
-  with pytest.raises(inference_batcher.UnknownSession):
+  with pytest.raises(inference_sessions.UnknownSession):
     _answer(waiting)
+  # Also where nobody waits for the answer any more.
+  assert batcher.submit(request(SPEC, again, [0])).cancel()
+  again = batcher.join('actor 0', 3)
   assert batcher.environments() == 4
   answers = [batcher.submit(request(SPEC, s, [0])) for s in (again, other)]
   for answer in answers:
     assert _answer(answer).log_prob.tolist() == [101]
 
 
+def test_one_that_leaves_while_it_is_run_does_not_spoil_the_next(serving, monkeypatch):
+  batcher = serving(deadline=AT_ONCE, room=1)
+  session = batcher.join('actor 0', 1)
+  start, others = batcher._start, []
+
+  def meanwhile(batch):
+    if not others:
+      batcher.leave(session)
+      others.append(batcher.join('actor 1', 1))
+    return start(batch)
+
+  monkeypatch.setattr(batcher, '_start', meanwhile)
+  _answer(batcher.submit(request(SPEC, session, [0])))
+  decision = _answer(batcher.submit(request(SPEC, others[0], [0], begins=True)))
+  assert decision.state['count'].tolist() == [100]
+
+
 def test_room_of_the_silent_is_given_to_others(serving, monkeypatch):
   batcher = serving(room=2)
   session = batcher.join('actor 0', 2)
-  monkeypatch.setattr(inference_batcher, '_SILENT', -1.0)
+  monkeypatch.setattr(inference_sessions, 'SILENT', -1.0)
   batcher.join('actor 1', 1)
-  with pytest.raises(inference_batcher.UnknownSession):
+  with pytest.raises(inference_sessions.UnknownSession):
     batcher.submit(request(SPEC, session, [0]))
 
 
@@ -190,9 +214,9 @@ def test_what_makes_no_sense_is_refused(serving):
     with pytest.raises(ValueError, match='room for 16'):
       batcher.join('actor 2', count)
   batcher.close()
-  with pytest.raises(inference_batcher.UnknownSession):
+  with pytest.raises(inference_sessions.UnknownSession):
     _answer(waiting)
-  with pytest.raises(inference_batcher.UnknownSession):
+  with pytest.raises(inference_sessions.UnknownSession):
     batcher.submit(request(SPEC, session, [0]))
 
 
@@ -204,7 +228,7 @@ def test_an_error_of_the_device_ends_it_and_is_kept(serving, monkeypatch):
     raise RuntimeError('out of memory')
 
   monkeypatch.setattr(batcher._policy, 'start', fails)
-  with pytest.raises(inference_batcher.UnknownSession):
+  with pytest.raises(inference_sessions.UnknownSession):
     _answer(batcher.submit(request(SPEC, session, [0])))
   batcher.close()
   assert str(batcher.error) == 'out of memory'

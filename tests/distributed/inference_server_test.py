@@ -1,8 +1,10 @@
 """An inference server and strangers: bad requests, keys, other configurations."""
 
+import socket
+import struct
 import threading
+import time
 
-import grpc
 import jax
 import msgpack
 import numpy as np
@@ -12,7 +14,7 @@ from impala_jax import policy as policy_lib
 from impala_jax import types
 from impala_jax.distributed import (
   control_grpc,
-  inference_grpc,
+  inference_tcp,
   inference_wire,
   run_keys,
   transport,
@@ -40,15 +42,34 @@ def served(agent, params):
     yield served
 
 
-def _raw(served, method, message):
-  """The code with which a message of any bytes is answered, and the words."""
-  with grpc.insecure_channel(served.address) as channel:
-    call = channel.unary_unary(f'/impala_jax.Inference/{method}')
-    try:
-      call(message, timeout=inference_servers.LONG)
-    except grpc.RpcError as e:
-      return e.code(), e.details()
-  return grpc.StatusCode.OK, ''
+_JOIN, _STEP, _LEAVE = range(3)
+_REFUSED = 3
+
+
+class _Raw:
+  """A connection that says what it likes."""
+
+  def __init__(self, served):
+    host, port = served.address.split(':')
+    self._socket = socket.create_connection((host, int(port)), inference_servers.LONG)
+
+  def tell(self, data):
+    self._socket.sendall(data)
+
+  def hear(self, size):
+    data = b''
+    while len(data) < size and (more := self._socket.recv(size - len(data))):
+      data += more
+    return data
+
+  def ask(self, kind, message):
+    """The status with which a message is answered, and the words."""
+    self.tell(struct.pack('<II', kind, len(message)) + message)
+    status, size = struct.unpack('<II', self.hear(8))
+    return status, self.hear(size).decode()
+
+  def close(self):
+    self._socket.close()
 
 
 def test_a_request_and_its_answer_arrive_as_they_are(agent):
@@ -96,9 +117,10 @@ def test_bad_requests_are_refused_and_harm_nobody(served):
   session = channel.join('actor 0', 2)
   before = channel.step(request(SPEC, session, [0, 1], begins=True, first=True))
   cases = _spoilt(served, session)
+  raw = _Raw(served)
   for message, words in cases:
-    code, found = _raw(served, 'Step', message)
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    status, found = raw.ask(_STEP, message)
+    assert status == _REFUSED
     assert words in found
   for message in (
     b'', b'\xc1', msgpack.packb([1]), msgpack.packb({'client': 'x'}),
@@ -106,12 +128,21 @@ def test_bad_requests_are_refused_and_harm_nobody(served):
     msgpack.packb({'client': 'x', 'environments': 2, 'form': 1}),
     msgpack.packb({'client': 'x', 'environments': -2, 'form': served.wire.fingerprint}),
   ):  # fmt: skip
-    assert _raw(served, 'Join', message)[0] is grpc.StatusCode.INVALID_ARGUMENT
-  assert _raw(served, 'Nothing', b'')[0] is grpc.StatusCode.UNIMPLEMENTED
-  # Larger than anything that makes sense: not even read.
-  code, _ = _raw(served, 'Step', bytes(10_000_000))
-  assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-  assert served.batcher.totals().refused == len(cases) + 7
+    assert raw.ask(_JOIN, message)[0] == _REFUSED
+  assert raw.ask(77, b'') == (_REFUSED, 'a message of the kind 77')
+  assert raw.ask(_LEAVE, b'')[0] == _REFUSED
+  # Larger than anything that makes sense: not even read, and the last of this client.
+  raw.tell(struct.pack('<II', _STEP, 10_000_000))
+  status, size = struct.unpack('<II', raw.hear(8))
+  assert status == _REFUSED
+  assert raw.hear(size).startswith(b'10000000 bytes: at most')
+  assert raw.hear(1) == b''
+  assert served.batcher.totals().refused == len(cases) + 10
+  # Half a message, and then nothing.
+  for part in (b'\1', struct.pack('<II', _STEP, 100) + b'half'):
+    raw = _Raw(served)
+    raw.tell(part)
+    raw.close()
   # The states are as if nothing had been.
   after = channel.step(request(SPEC, session, [0, 1], begins=True))
   assert before.version == after.version
@@ -130,11 +161,22 @@ def test_a_session_that_is_not_known_is_a_loss_of_states(served):
     channel.step(request(SPEC, session, [0]))
 
 
+def test_a_client_that_is_cut_off_frees_its_states(served):
+  channel = served.channel()
+  channel.join('actor 0', 3)
+  assert served.batcher.environments() == 3
+  channel.close()
+  deadline = time.monotonic() + inference_servers.LONG
+  while served.batcher.environments():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
 def test_another_network_is_refused_with_a_word(served):
   other = types.EnvironmentSpec(SPEC.observation, SPEC.num_actions + 1)
   wire = inference_wire.Wire(other, ())
-  channel = inference_grpc.Channel(served.address, wire)
-  with pytest.raises(inference_grpc.Refused, match='another network'):
+  channel = inference_tcp.Channel(served.address, wire)
+  with pytest.raises(inference_tcp.Refused, match='another network'):
     channel.join('actor 0', 1)
 
 
@@ -153,10 +195,11 @@ def test_a_server_that_does_not_answer_is_an_error_in_bounded_time(agent, params
   ) as served:
     channel = served.channel(timeout=0.5)
     session = channel.join('actor 0', 1)
-    served.channel().join('actor 1', 1)
-    with pytest.raises(transport.TransportError, match='deadline_exceeded'):
+    other = served.channel()
+    other.join('actor 1', 1)
+    with pytest.raises(transport.TransportError, match='timed out'):
       channel.step(request(SPEC, session, [0]))
-  with pytest.raises(transport.TransportError, match='unavailable'):
+  with pytest.raises(transport.TransportError, match=r'refused|closed|reset'):
     channel.join('actor 0', 1)
 
 
@@ -166,7 +209,8 @@ def test_it_ends_while_requests_wait(agent, params):
   ) as served:
     channel = served.channel(timeout=inference_servers.LONG)
     session = channel.join('actor 0', 1)
-    served.channel().join('actor 1', 1)
+    other = served.channel()
+    other.join('actor 1', 1)
     errors = []
 
     def ask():
@@ -185,7 +229,7 @@ def test_it_ends_while_requests_wait(agent, params):
 def test_it_listens_on_loopback_alone_unless_told(served):
   assert served.server.address.startswith('127.0.0.1:')
   with pytest.raises(OSError, match=str(served.server.port)):
-    inference_grpc.Server(served.batcher, served.wire, port=served.server.port)
+    inference_tcp.Server(served.batcher, served.wire, port=served.server.port)
 
 
 @pytest.fixture(scope='module')

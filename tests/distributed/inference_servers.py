@@ -10,8 +10,8 @@ import numpy as np
 from impala_jax import device_policy, types
 from impala_jax.distributed import (
   inference_batcher,
-  inference_grpc,
   inference_link,
+  inference_tcp,
   inference_wire,
 )
 
@@ -51,7 +51,7 @@ class Served:
     self.policy.set_parameters(s['version'], self._params)
     self.policy.compile(self._spec)
     self.batcher = inference_batcher.Batcher(self.policy, s['room'], s['deadline'])
-    self.server = inference_grpc.Server(self.batcher, self.wire, keys=s['keys'])
+    self.server = inference_tcp.Server(self.batcher, self.wire, keys=s['keys'])
     self.address: str | None = self.server.address
 
   def stop(self) -> None:
@@ -60,14 +60,14 @@ class Served:
     self.server.close()
     self.batcher.close()
 
-  def channel(self, **settings: Any) -> inference_grpc.Channel:
+  def channel(self, **settings: Any) -> inference_tcp.Channel:
     assert self.address is not None
-    return inference_grpc.Channel(self.address, self.wire, **settings)
+    return inference_tcp.Channel(self.address, self.wire, **settings)
 
   def remote(self, client: str, num_envs: int) -> inference_link.Remote:
     return inference_link.Remote(
       lambda: self.address,
-      lambda address: inference_grpc.Channel(address, self.wire, timeout=LONG),
+      lambda address: inference_tcp.Channel(address, self.wire, timeout=LONG),
       client,
       num_envs,
     )
