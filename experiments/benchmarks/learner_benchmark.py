@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
   found.add_argument('--dtype', default='float32', choices=config_lib.DTYPES)
   found.add_argument('--repeats', type=int, default=7)
   found.add_argument('--updates', type=int, default=2, help='per repeat')
+  found.add_argument(
+    '--serve', action='store_true', help='measure after each line of the input'
+  )
   return found
 
 
@@ -46,14 +49,29 @@ def main() -> int:
   state, _, figures = learner.update(state, learner.put(batches[0]))
   jax.block_until_ready(figures)
   compile_seconds = time.perf_counter() - start
-  wall, cpu = [], []
-  for _ in range(args.repeats):
+
+  def measure_once() -> tuple[float, float]:
+    """Milliseconds of an update, on the clock and of the CPU."""
+    nonlocal state, figures
     before, before_cpu = time.perf_counter(), time.process_time()
     for i in range(args.updates):
       state, _, figures = learner.update(state, learner.put(batches[i % 3]))
     jax.block_until_ready(figures)
-    wall.append((time.perf_counter() - before) / args.updates * 1e3)
-    cpu.append((time.process_time() - before_cpu) / args.updates * 1e3)
+    passed = time.perf_counter() - before, time.process_time() - before_cpu
+    return passed[0] / args.updates * 1e3, passed[1] / args.updates * 1e3
+
+  if args.serve:
+    print(json.dumps({'versions': versions.installed()}), flush=True)
+    for _ in sys.stdin:
+      wall_ms, cpu_ms = measure_once()
+      answer = {
+        'update_ms': wall_ms,
+        'update_cpu_ms': cpu_ms,
+        'peak_rss_mb': measure.peak_rss_mb(),
+      }
+      print(json.dumps(answer), flush=True)
+    return 0
+  wall, cpu = zip(*(measure_once() for _ in range(args.repeats)), strict=True)
   assert int(learner_lib.to_host(state).skipped) == 0, 'a benchmark batch was refused'
   steps = args.batch * args.unroll
   median = sorted(wall)[len(wall) // 2]

@@ -1,0 +1,122 @@
+"""One update of the learner against the same in PyTorch, in turn: JSON out.
+
+  python -m experiments.benchmarks.learner_comparison --torch_python VENV/bin/python \
+    --torso deep --hidden 256
+
+Two processes that wait while the other works; `--cores 0` pins both to one core. With
+`--without onednn` a third is ours by XLA's own convolutions.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from experiments.benchmarks import measure
+
+_HERE = pathlib.Path(__file__).parent
+
+
+class _Child:
+  """A process that measures after each line that it gets."""
+
+  def __init__(self, command: list[str], **env: str):
+    self._name = ' '.join(command[:3])
+    self._process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+      env={**os.environ, **env},
+    )  # fmt: skip
+    self.rounds: list[dict[str, float]] = []
+    self.versions = self._answer()['versions']
+
+  def measure(self) -> None:
+    assert self._process.stdin is not None
+    self._process.stdin.write('\n')
+    self._process.stdin.flush()
+    self.rounds.append(self._answer())
+
+  def close(self) -> None:
+    assert self._process.stdin is not None
+    self._process.stdin.close()
+    try:
+      self._process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+
+  def _answer(self) -> dict[str, Any]:
+    assert self._process.stdout is not None
+    line = self._process.stdout.readline()
+    if not line:
+      raise SystemExit(f'error: {self._name} ended: see above')
+    return json.loads(line)
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--torch_python', required=True, help='one that has PyTorch')
+  parser.add_argument('--torso', default='nature', choices=['nature', 'deep'])
+  parser.add_argument('--hidden', type=int, default=512)
+  parser.add_argument('--lstm', type=int, default=0)
+  parser.add_argument('--unroll', type=int, default=20)
+  parser.add_argument('--batch', type=int, default=8)
+  parser.add_argument('--updates', type=int, default=2, help='per round')
+  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
+  parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+  parser.add_argument('--compile', action='store_true', help='torch.compile')
+  parser.add_argument('--cores', default='', help='as 0 or 0,1: pin to these')
+  parser.add_argument('--without', choices=['onednn'], help='another one of ours')
+  args = parser.parse_args()
+  if args.cores:
+    os.sched_setaffinity(0, [int(core) for core in args.cores.split(',')])
+  same = [
+    f'--{name}={getattr(args, name)}'
+    for name in ('torso', 'hidden', 'lstm', 'unroll', 'batch', 'updates', 'dtype')
+  ]
+  ours = [
+    sys.executable, '-m', 'experiments.benchmarks.learner_benchmark', '--serve', *same
+  ]  # fmt: skip
+  theirs = [
+    args.torch_python, str(_HERE / 'torch_learner.py'), f'--device={args.device}', *same
+  ]  # fmt: skip
+  if args.compile:
+    theirs.append('--compile')
+  children = {'impala_jax': _Child(ours)}
+  if args.without:
+    children['impala_jax without onednn'] = _Child(ours, IMPALA_JAX_ONEDNN='off')
+  children['torch'] = _Child(theirs)
+  for _ in range(args.rounds):
+    for child in children.values():
+      child.measure()
+  steps = args.batch * args.unroll
+  result: dict[str, Any] = {
+    'benchmark': 'learner_comparison',
+    'arguments': vars(args),
+    'load': os.getloadavg(),
+  }
+  for name, child in children.items():
+    child.close()
+    column = lambda key, child=child: [r[key] for r in child.rounds]
+    result[name] = {
+      'update_ms': measure.spread(column('update_ms'), 1),
+      'update_cpu_ms': measure.spread(column('update_cpu_ms'), 1),
+      'agent_steps_per_second': round(
+        1e3 * steps / statistics.median(column('update_ms'))
+      ),
+      'peak_rss_mb': round(child.rounds[-1]['peak_rss_mb']),
+      'versions': child.versions,
+    }
+  mine, other = (children[name].rounds for name in ('impala_jax', 'torch'))
+  for key in ('update_ms', 'update_cpu_ms'):
+    ratios = [b[key] / a[key] for a, b in zip(mine, other, strict=True)]
+    result[f'torch_over_impala_jax_{key}'] = measure.spread(ratios, 2)
+  print(json.dumps(result, indent=1))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
