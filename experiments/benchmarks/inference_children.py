@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import measure
+from impala_jax import allocator, device_policy, types
 from impala_jax import config as config_lib
-from impala_jax import device_policy, types
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import (
   inference_batcher,
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace, role: str) -> None:
   Raises:
     config.ConfigError: there is no such platform.
   """
+  allocator.keep_memory()  # As all roles of a run do.
   name, _, value = role.partition('=')
   work = {'platform': _platform, 'local': _local, 'server': _server, 'client': _client}
   work[name](args, value)

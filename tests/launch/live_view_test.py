@@ -6,7 +6,7 @@ import pathlib
 import rich.console
 
 from impala_jax import config as config_lib
-from launch import live_view
+from launch import live_view, manage
 
 _STATUS = {
   'wall_seconds': 100.0, 'frames': 1_000, 'total_frames': 10_000,
@@ -44,6 +44,18 @@ def test_unrolls_that_were_too_old_show_where_there_are_any():
   text = ' '.join(' '.join(_shown(_STATUS | {'unrolls_stale': 3})).split())
   assert 'unrolls 9, 3 too old' in text
   assert not any('too old' in x for x in _shown(_STATUS | {'unrolls_stale': 0}))
+
+
+def test_inference_servers_show_where_there_are_any():
+  assert not any('requests/s' in x for x in _shown(_STATUS))
+  figures = {
+    'requests_per_second': 950.4, 'rows_per_second': 9504.0, 'batch_mean': 61.25,
+    'padding': 0.1, 'wait_ms': 1.25, 'clients': 7, 'environments': 224, 'refused': 0,
+  }  # fmt: skip
+  status = {**_STATUS, **{f'inference/{k}': v for k, v in figures.items()}}
+  words = '950 requests/s of 7 actors, batches of 61.2, 1.2 ms of waiting each'
+  assert words in ' '.join(' '.join(_shown(status)).split())
+  assert words in manage._describe_training({**status, 'age': 1.0})
 
 
 def test_many_levels_come_last_and_are_not_broken_over_lines():
