@@ -19,6 +19,7 @@ from impala_jax import config as config_lib
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import (
   inference_batcher,
+  inference_channel,
   inference_link,
   inference_tcp,
   inference_wire,
@@ -108,7 +109,7 @@ def _client(args: argparse.Namespace, value: str) -> None:
   agent, spec = _make(args)
   form = _wire(agent, spec)
   remote = inference_link.Remote(
-    lambda: address, lambda a: inference_tcp.Channel(a, form), index, args.envs
+    lambda: address, lambda a: inference_channel.Channel(a, form), index, args.envs
   )
   ids = np.arange(args.envs, dtype=np.int32)
   action, steps = np.zeros(args.envs, np.int32), _frames(spec, args.envs)

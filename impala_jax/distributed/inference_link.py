@@ -14,7 +14,7 @@ import numpy as np
 
 from impala_jax import policy as policy_lib
 from impala_jax import types
-from impala_jax.distributed import inference_tcp, inference_wire, transport
+from impala_jax.distributed import inference_channel, inference_wire, transport
 
 
 class Remote:
@@ -33,7 +33,7 @@ class Remote:
   def __init__(
     self,
     find: Callable[[], str | None],
-    connect: Callable[[str], inference_tcp.Channel],
+    connect: Callable[[str], inference_channel.Channel],
     client: str,
     num_envs: int,
   ):
@@ -41,7 +41,7 @@ class Remote:
     self._connect = connect
     self._client = client
     self._count = num_envs
-    self._channel: inference_tcp.Channel | None = None
+    self._channel: inference_channel.Channel | None = None
     self._session = 0
     self._states: int | None = None  # Session that has those of the environments.
     self._version = -1
@@ -66,7 +66,7 @@ class Remote:
     """See `policy.Policy`.
 
     Raises:
-      inference_tcp.Refused: the server belongs to another configuration.
+      inference_channel.Refused: the server belongs to another configuration.
     """
     channel = self._open()
     if self._states not in (None, self._session):
@@ -95,7 +95,7 @@ class Remote:
         self._channel.leave(self._session)
     self._drop()
 
-  def _open(self) -> inference_tcp.Channel:
+  def _open(self) -> inference_channel.Channel:
     if self._channel is not None:
       return self._channel
     address = self._find()

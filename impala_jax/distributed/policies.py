@@ -7,8 +7,8 @@ import jax
 from impala_jax import components, device_policy, metrics
 from impala_jax import policy as policy_lib
 from impala_jax.distributed import (
+  inference_channel,
   inference_link,
-  inference_tcp,
   inference_wire,
   run_keys,
 )
@@ -61,7 +61,7 @@ def remote(
   form = wire(parts)
   return inference_link.Remote(
     lambda: metrics.read_json(path).get('address'),
-    lambda address: inference_tcp.Channel(address, form, own),
+    lambda address: inference_channel.Channel(address, form, own),
     f'actor {index}',
     config.actor.envs_per_actor,
   )

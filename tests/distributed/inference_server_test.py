@@ -14,6 +14,7 @@ from impala_jax import policy as policy_lib
 from impala_jax import types
 from impala_jax.distributed import (
   control_grpc,
+  inference_channel,
   inference_tcp,
   inference_wire,
   run_keys,
@@ -175,8 +176,8 @@ def test_a_client_that_is_cut_off_frees_its_states(served):
 def test_another_network_is_refused_with_a_word(served):
   other = types.EnvironmentSpec(SPEC.observation, SPEC.num_actions + 1)
   wire = inference_wire.Wire(other, ())
-  channel = inference_tcp.Channel(served.address, wire)
-  with pytest.raises(inference_tcp.Refused, match='another network'):
+  channel = inference_channel.Channel(served.address, wire)
+  with pytest.raises(inference_channel.Refused, match='another network'):
     channel.join('actor 0', 1)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from impala_jax import device_policy, types
 from impala_jax.distributed import (
   inference_batcher,
+  inference_channel,
   inference_link,
   inference_tcp,
   inference_wire,
@@ -60,14 +61,14 @@ class Served:
     self.server.close()
     self.batcher.close()
 
-  def channel(self, **settings: Any) -> inference_tcp.Channel:
+  def channel(self, **settings: Any) -> inference_channel.Channel:
     assert self.address is not None
-    return inference_tcp.Channel(self.address, self.wire, **settings)
+    return inference_channel.Channel(self.address, self.wire, **settings)
 
   def remote(self, client: str, num_envs: int) -> inference_link.Remote:
     return inference_link.Remote(
       lambda: self.address,
-      lambda address: inference_tcp.Channel(address, self.wire, timeout=LONG),
+      lambda address: inference_channel.Channel(address, self.wire, timeout=LONG),
       client,
       num_envs,
     )
