@@ -21,15 +21,17 @@ HEAVY = (
   'deepmind_lab',
   'gymnasium',
   'matplotlib',
+  'procgen',
   'reverb',
   'tensorflow',
+  'torch',
   'vizdoom',
 )
 
 # Each unit imports units of its own layer and of those below.
 LAYERS = (
   {'impala_jax.types'},
-  {'impala_jax.unroll_layout', 'impala_jax.vtrace'},
+  {'impala_jax.onednn', 'impala_jax.unroll_layout', 'impala_jax.vtrace'},
   {'impala_jax.config', 'impala_jax.config_validation', 'impala_jax.environments'},
   {'impala_jax.agents', 'impala_jax.losses', 'impala_jax.optimizers'},
   {'the rest of impala_jax'},  # Actor, learner, distributed and what they share.
@@ -41,6 +43,7 @@ RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 # Narrower than the layers.
 SETTINGS = {'impala_jax.config', 'impala_jax.config_validation'}
 ONLY = {
+  'impala_jax.onednn': {'impala_jax.types'},
   'impala_jax.vtrace': {'impala_jax.types'},
   'impala_jax.unroll_layout': {'impala_jax.types'},
   'impala_jax.environments': {'impala_jax.types', *SETTINGS},

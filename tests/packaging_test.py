@@ -43,8 +43,11 @@ DISTRIBUTIONS = {
   'tree': 'dm-tree',
   'yaml': 'pyyaml',
 }
-# Built from sources; see the extra `dmlab` of setup.py.
-NOT_PACKAGED = {'deepmind_lab'}
+NOT_PACKAGED = {
+  'deepmind_lab',  # Built from sources; see the extra `dmlab` of setup.py.
+  'procgen',  # Asks for packages too old for the rest; see environments/procgen.py.
+  'torch',  # What a benchmark compares with, run by a Python of its own.
+}
 
 
 def pins(name):

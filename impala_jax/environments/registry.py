@@ -1,8 +1,8 @@
 """From a configuration to environments.
 
-A suite is a family of levels. Known are `atari`, `catch`, `dmlab`, `doom`, whatever
-was registered in this process, and `some_package.some_module:attribute`, which every
-process of a run can import by itself; the attribute is what `register` takes.
+A suite is a family of levels. Known are `atari`, `catch`, `dmlab`, `doom`, `procgen`,
+whatever was registered in this process, and `some_package.some_module:attribute`, which
+every process of a run can import by itself; the attribute is what `register` takes.
 """
 
 import difflib
@@ -266,5 +266,6 @@ _suites: dict[str, Suite | str] = {
   'atari': 'impala_jax.environments.atari_suite:SUITE',
   'dmlab': 'impala_jax.environments.dmlab_suite:SUITE',
   'doom': 'impala_jax.environments.doom_suite:SUITE',
+  'procgen': 'impala_jax.environments.procgen:SUITE',
 }
 register('catch', lambda level, seed: catch.Catch(seed=seed), ['catch'])
