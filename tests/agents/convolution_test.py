@@ -210,6 +210,13 @@ def test_without_it_xla_is_used_and_the_log_says_why(place, words):
 
 
 @needs_onednn
+def test_a_program_that_was_not_prepared_fails_the_computation():
+  call = jax.ffi.ffi_call(library.TARGET, jax.ShapeDtypeStruct((2,), np.float32))
+  with pytest.raises(Exception, match='oneDNN: there is no program 42'):
+    jax.block_until_ready(jax.jit(lambda x: call(x, program=np.int64(42)))(np.zeros(2)))
+
+
+@needs_onednn
 def test_a_computation_under_way_at_the_end_disturbs_nothing():
   script = (
     'import jax, jax.numpy as jnp\n'
