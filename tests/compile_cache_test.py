@@ -56,7 +56,12 @@ def test_other_processors_have_another_place(variables, tmp_path):
 
 def test_a_role_that_starts_again_compiles_nothing_anew(tmp_path):
   place = tmp_path / 'xla'
-  environment = {**os.environ, _VARIABLE: str(place)}
+  # All are kept, whatever time they take here.
+  environment = {
+    **os.environ,
+    _VARIABLE: str(place),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
 
   def train(number):
     config = config_lib.override(
@@ -74,6 +79,6 @@ def test_a_role_that_starts_again_compiles_nothing_anew(tmp_path):
     return {p.name for p in place.iterdir() if p.name.endswith('-cache')}
 
   first = train(0)
-  # The parameters' initialisation and the update, whose names JAX's versions choose.
-  assert len(first) >= 2, first
+  # The policy's call; the names of the others are JAX's versions' choice.
+  assert any('jit_act' in name for name in first), first
   assert train(1) == first
