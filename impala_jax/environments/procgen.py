@@ -118,7 +118,7 @@ class ProcgenVector:
       np.where(ended, 0, 1).astype(np.float32),
       frames,
     )
-    episodes = [self._finish(i) for i in np.flatnonzero(ended)]
+    episodes = [self._finish(int(i)) for i in np.flatnonzero(ended)]
     self._begins = ended
     self._waiting[:] = True
     self._fresh = False
@@ -133,7 +133,7 @@ class ProcgenVector:
   def _finish(self, env_id: int) -> base.EpisodeEnd:
     end = base.EpisodeEnd(
       int(self.task_ids[env_id]), float(self._return[env_id]),
-      int(self._length[env_id]), truncated=False, env_id=int(env_id),
+      int(self._length[env_id]), truncated=False, env_id=env_id,
     )  # fmt: skip
     self._return[env_id] = 0
     self._length[env_id] = 0
