@@ -144,9 +144,9 @@ class Learner:
     self._devices = list(devices or jax.devices())
     here = jax.process_index()
     self._local = [d for d in self._devices if d.process_index == here]
-    self._agent = agent
     self._optimizer = optimizer
     mesh = jax.sharding.Mesh(np.array(self._local), (_AXIS,))
+    self.agent = agent
     self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
     self._update = jax.pmap(
       make_update(agent, loss_fn, optimizer, layout, _AXIS),
@@ -165,14 +165,12 @@ class Learner:
 
   def init(self, seed: int) -> LearnerState:
     """A fresh replicated state, the same in all processes."""
-    return self.replicate(
-      init_state(self._agent, self._optimizer, jax.random.key(seed))
-    )
+    return self.replicate(init_state(self.agent, self._optimizer, jax.random.key(seed)))
 
   def template(self) -> LearnerState:
     """Shapes and dtypes of an unreplicated state."""
     return jax.eval_shape(
-      lambda: init_state(self._agent, self._optimizer, jax.random.key(0))
+      lambda: init_state(self.agent, self._optimizer, jax.random.key(0))
     )
 
   def replicate(self, state: LearnerState) -> LearnerState:
@@ -210,6 +208,14 @@ class Learner:
     if self.must_wait:
       jax.block_until_ready(state)
     return state, params, metrics
+
+  def cost(self, state: LearnerState, rows: jax.Array) -> dict[str, float]:
+    """What XLA counts of one update on one device: 'flops', 'bytes accessed', ...
+
+    Custom calls, as those of oneDNN, count for nothing.
+    """
+    found = self._update.lower(state, rows).compile().cost_analysis()
+    return dict(found[0] if isinstance(found, list) else found or {})
 
   def snapshot(self, state: LearnerState) -> LearnerState:
     """A copy on the devices that outlives the donation of `state`."""

@@ -28,7 +28,8 @@ class _Child:
     self._name = ' '.join(command[:3])
     self._process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-      env={**os.environ, **env},
+      # So that two processes fit on one GPU.
+      env={**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **env},
     )  # fmt: skip
     self.rounds: list[dict[str, float]] = []
     self.versions = self._answer()['versions']
@@ -61,6 +62,8 @@ def main() -> int:
   parser.add_argument('--torso', default='nature', choices=['nature', 'deep'])
   parser.add_argument('--hidden', type=int, default=512)
   parser.add_argument('--lstm', type=int, default=0)
+  parser.add_argument('--frame', default='84,84,1', help='height,width,channels')
+  parser.add_argument('--frame_stack', type=int, default=4)
   parser.add_argument('--unroll', type=int, default=20)
   parser.add_argument('--batch', type=int, default=8)
   parser.add_argument('--updates', type=int, default=2, help='per round')
@@ -78,10 +81,13 @@ def main() -> int:
     for name in ('torso', 'hidden', 'lstm', 'unroll', 'batch', 'updates', 'dtype')
   ]
   ours = [
-    sys.executable, '-m', 'experiments.benchmarks.learner_benchmark', '--serve', *same
+    sys.executable, '-m', 'experiments.benchmarks.learner_benchmark', '--serve',
+    f'--frame={args.frame}', f'--frame_stack={args.frame_stack}', *same,
   ]  # fmt: skip
+  height, width, channels = (int(x) for x in args.frame.split(','))
   theirs = [
-    args.torch_python, str(_HERE / 'torch_learner.py'), f'--device={args.device}', *same
+    args.torch_python, str(_HERE / 'torch_learner.py'), f'--device={args.device}',
+    f'--frame={height},{width},{channels * args.frame_stack}', *same,
   ]  # fmt: skip
   if args.compile:
     theirs.append('--compile')
