@@ -108,9 +108,8 @@ class DevicePolicy:
 
   def finish(self, running: Running) -> tuple[list[np.ndarray], types.Nest]:
     """Waits for [action [K], log_prob [K], logits [K, A]] and states [F, ...]."""
-    out, states = jax.device_get((running.out, running.states))
-    states = jax.tree.map(lambda x: x[: running.begun], states)
-    return [x[: running.rows] for x in out], states
+    states = jax.tree.map(lambda x: np.asarray(x)[: running.begun], running.states)
+    return [np.asarray(x)[: running.rows] for x in running.out], states
 
   def reset(self, ids: np.ndarray) -> None:
     """Gives environments int32 [K] their initial states."""

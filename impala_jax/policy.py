@@ -5,7 +5,7 @@ the recurrent states, and decides. `Local` runs it in the actor's process, on it
 accelerator; `distributed.inference_link.Remote` asks an inference server.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -142,17 +142,16 @@ class Local:
     begins: np.ndarray,
   ) -> Decision:
     """See `Policy`; it raises nothing."""
-    size = self._policy.largest
-    parts = []
-    for start in range(0, len(ids), size):
-      cut = slice(start, start + size)
-      part = jax.tree.map(
-        lambda x, cut=cut: x[cut], (ids, timestep, last_action, begins)
-      )
-      parts.append(self._policy.finish(self._policy.start(*part)))
     self._steps += len(ids)
-    out, state = parts[0]
-    if len(parts) > 1:
+    size = self._policy.largest
+    if len(ids) <= size:
+      out, state = self._decide(ids, timestep, last_action, begins)
+    else:
+      cuts = [slice(start, start + size) for start in range(0, len(ids), size)]
+      inputs = (ids, timestep, last_action, begins)
+      parts = [
+        self._decide(*jax.tree.map(lambda x, cut=cut: x[cut], inputs)) for cut in cuts
+      ]
       out = [np.concatenate(x) for x in zip(*[p[0] for p in parts], strict=True)]
       begun = [p[1] for p in parts if p[1] is not None]
       state = jax.tree.map(lambda *x: np.concatenate(x), *begun) if begun else None
@@ -161,6 +160,9 @@ class Local:
 
   def close(self) -> None:
     """Holds nothing elsewhere."""
+
+  def _decide(self, *inputs: Any) -> tuple[list[np.ndarray], types.Nest]:
+    return self._policy.finish(self._policy.start(*inputs))
 
   def _fetch(self, tolerated: int) -> None:
     """Takes the newest parameters, if they are more than `tolerated` updates ahead."""
