@@ -58,6 +58,22 @@ def init_state(
   return LearnerState(params, optimizer.init(params), zero, zero)
 
 
+def objective(
+  agent: agent_lib.Agent, loss_fn: LossFn
+) -> Callable[[types.Nest, types.Unroll], tuple[jax.Array, dict[str, jax.Array]]]:
+  """`(params, time-major unroll) -> (loss f32[], metrics)`: what is minimised."""
+
+  def loss_of(
+    params: types.Nest, unroll: types.Unroll
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    output, _ = agent.unroll(
+      params, unroll.timestep, last_actions(unroll), unroll.agent_state
+    )
+    return loss_fn(output, unroll)
+
+  return loss_of
+
+
 def make_update(
   agent: agent_lib.Agent,
   loss_fn: LossFn,
@@ -77,14 +93,7 @@ def make_update(
     Metrics named `*_loss` or `*_steps` are sums over the whole batch, others means
     over devices.
   """
-
-  def loss_of(
-    params: types.Nest, unroll: types.Unroll
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    output, _ = agent.unroll(
-      params, unroll.timestep, last_actions(unroll), unroll.agent_state
-    )
-    return loss_fn(output, unroll)
+  loss_of = objective(agent, loss_fn)
 
   def update(
     state: LearnerState, rows: jax.Array
@@ -131,6 +140,9 @@ class Learner:
     optimizer: gradients in, updates out.
     layout: of the rows that `update` takes.
     devices: that share each batch; the same in all processes, equally many of each.
+
+  Attributes:
+    agent: as given.
   """
 
   def __init__(
@@ -141,12 +153,12 @@ class Learner:
     layout: unroll_layout.UnrollLayout,
     devices: Sequence[jax.Device] | None = None,
   ):
+    self.agent = agent
     self._devices = list(devices or jax.devices())
     here = jax.process_index()
     self._local = [d for d in self._devices if d.process_index == here]
     self._optimizer = optimizer
     mesh = jax.sharding.Mesh(np.array(self._local), (_AXIS,))
-    self.agent = agent
     self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
     self._update = jax.pmap(
       make_update(agent, loss_fn, optimizer, layout, _AXIS),

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from impala_jax.distributed import transport
 
+SECONDS = 120.0  # Without a learner, where nothing else is said.
+
 _T = TypeVar('_T')
 # A full queue is normal, and a learner may compile for minutes: the queue may be full
 # for so many times the seconds that the learner may be away, up to this limit.

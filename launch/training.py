@@ -85,8 +85,8 @@ def main(argv: list[str], config_name: str, short: Mapping[str, object]) -> int:
     if not _RESUME.value:
       run_dir = run_directory.create(config, _RUN_DIR.value)
     launches = run_directory.begin(run_dir, config)
-    if config.transport.tls:
-      run_keys.ensure(run_dir / 'keys')
+    if (keys := run_keys.folder_of(config, run_dir)) is not None:
+      run_keys.ensure(keys)
     if engine is not None:
       engine.submit(engine.program(config, run_dir, launches))
       print(f'submitted; look with: python -m launch.manage status {run_dir}')

@@ -7,7 +7,7 @@ import pytest
 
 from impala_jax import types
 from impala_jax.distributed import local_transport
-from impala_jax.environments import base, vector
+from impala_jax.environments import base, concat_vector, vector
 from tests import actor_test, actors, counting
 
 _T = actor_test._T
@@ -80,7 +80,7 @@ def test_concat_vector_passes_on_who_failed():
   make = lambda i: _FailingVector(
     [lambda i=i: counting.CountingEnvironment(i, (9,))], 1.0, seed=i
   )
-  joined = vector.ConcatVector([make(0), make(1)])
+  joined = concat_vector.ConcatVector([make(0), make(1)])
   joined.reset(0)
   ready = joined.recv(1.0)
   assert ready.restarted == []

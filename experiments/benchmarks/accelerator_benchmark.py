@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import ceilings, learner_benchmark, vtrace_benchmark
-from impala_jax import allocator, learner, losses, types, versions
+from impala_jax import allocator, learner, losses, versions
 from impala_jax import config as config_lib
 
 _ACTION_REPEAT = 4
@@ -80,20 +80,11 @@ def numerics(unroll: int, batch: int) -> dict[str, float]:
   for dtype in ('float32', 'bfloat16'):
     made, layout = learner_benchmark.make(_arguments(unroll, batch, dtype))
     rows = jnp.asarray(learner_benchmark.random_rows(layout, batch, 0))
-    loss_of = losses.make_loss(config_lib.Loss())
-
-    def loss(
-      params: types.Nest, rows: jax.Array, made: Any = made, layout: Any = layout,
-      loss_of: Any = loss_of,
-    ) -> jax.Array:  # fmt: skip
-      data = learner.time_major(layout.unpack(rows))
-      output, _ = made.agent.unroll(
-        params, data.timestep, learner.last_actions(data), data.agent_state
-      )
-      return loss_of(output, data)[0]
-
+    loss_of = learner.objective(made.agent, losses.make_loss(config_lib.Loss()))
     params = made.agent.init(jax.random.key(0))
-    value, gradient = jax.jit(jax.value_and_grad(loss))(params, rows)
+    (value, _), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(
+      params, learner.time_major(layout.unpack(rows))
+    )
     leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(gradient)]
     found[dtype] = float(value), leaves
   (exact, wanted), (value, got) = found['float32'], found['bfloat16']

@@ -14,14 +14,13 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
 
-from experiments.benchmarks import inference_children, measure
+from experiments.benchmarks import children, inference_children, measure
 from impala_jax import config as config_lib
 from impala_jax import versions
 
@@ -101,7 +100,7 @@ def _through(args: argparse.Namespace, platform: str) -> dict[str, Any]:
   rows = []
   # The server has the machine as a server of a run has it: all threads.
   with _child(args, f'server={platform}') as server:
-    address = _hear(server)['address']
+    address = server.hear()['address']
     watched = psutil.Process(server.pid)
     for count in map(int, args.clients.split(',')):
       with contextlib.ExitStack() as stack:
@@ -110,21 +109,23 @@ def _through(args: argparse.Namespace, platform: str) -> dict[str, Any]:
           for i in range(count)
         ]
         rounds = [_round(server, watched, clients) for _ in range(args.repeats)]
-        _tell(clients)
+        for client in clients:
+          client.tell()
       rows.append({'clients': count, **_summary(rounds, args.envs)})
   return {'envs_per_client': args.envs, 'by_clients': rows}
 
 
 def _round(
-  server: subprocess.Popen[str],
+  server: children.Child,
   watched: psutil.Process,
-  clients: Sequence[subprocess.Popen[str]],
+  clients: Sequence[children.Child],
 ) -> dict[str, float]:
   for client in clients:
-    _hear(client)
+    client.hear()
   before, cpu = _totals(server), _cpu(watched)
-  _tell(clients)
-  done = [_hear(client) for client in clients]
+  for client in clients:
+    client.tell()
+  done = [client.hear() for client in clients]
   after, cpu = _totals(server), _cpu(watched) - cpu
   return {
     'requests': sum(d['count'] for d in done),
@@ -151,52 +152,26 @@ def _summary(rounds: Sequence[dict[str, float]], envs: int) -> dict[str, Any]:
   }
 
 
-@contextlib.contextmanager
-def _child(
-  args: argparse.Namespace, role: str, cpu: bool = False
-) -> Iterator[subprocess.Popen[str]]:
-  """This program in another role, with pipes; killed at the end."""
+def _child(args: argparse.Namespace, role: str, cpu: bool = False) -> children.Child:
+  """This program in another role."""
   skipped = ('child',)
   flags = [f'--{k}={v}' for k, v in vars(args).items() if k not in skipped]
-  environment = dict(os.environ)
+  environment: dict[str, str] = {}
   if cpu or role == 'local=cpu':
     environment |= {'JAX_PLATFORMS': 'cpu', 'NPROC': '1'}
   if role == 'server=cpu':
     environment['JAX_PLATFORMS'] = 'cpu'
-  process = subprocess.Popen(
-    [sys.executable, '-m', __spec__.name, *flags, f'--child={role}'],
-    env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-  )  # fmt: skip
-  try:
-    yield process
-  finally:
-    process.kill()
-    process.communicate()
+  command = [sys.executable, '-m', __spec__.name, *flags, f'--child={role}']
+  return children.Child(command, **environment)
 
 
 def _ask(args: argparse.Namespace, role: str) -> dict[str, Any]:
   with _child(args, role) as child:
-    return _hear(child)
+    return child.hear()
 
 
-def _hear(process: subprocess.Popen[str]) -> dict[str, Any]:
-  assert process.stdout is not None
-  line = process.stdout.readline()
-  if not line:
-    raise SystemExit('a child process ended: see above')
-  return json.loads(line)
-
-
-def _tell(processes: Sequence[subprocess.Popen[str]]) -> None:
-  for process in processes:
-    assert process.stdin is not None
-    process.stdin.write('\n')
-    process.stdin.flush()
-
-
-def _totals(server: subprocess.Popen[str]) -> dict[str, float]:
-  _tell([server])
-  return {k: v for k, v in _hear(server).items() if k != 'requests'}
+def _totals(server: children.Child) -> dict[str, float]:
+  return {k: v for k, v in server.ask().items() if k != 'requests'}
 
 
 def _cpu(process: psutil.Process) -> float:

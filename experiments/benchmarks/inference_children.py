@@ -22,7 +22,7 @@ from impala_jax.distributed import (
   inference_channel,
   inference_link,
   inference_tcp,
-  inference_wire,
+  policies,
 )
 
 _ACTIONS = 18
@@ -95,7 +95,7 @@ def _server(args: argparse.Namespace, platform: str) -> None:
   policy.set_parameters(0, agent.init(jax.random.key(0)))
   policy.compile(spec)
   batcher = inference_batcher.Batcher(policy, room, 1e-3 * args.deadline_ms)
-  server = inference_tcp.Server(batcher, _wire(agent, spec))
+  server = inference_tcp.Server(batcher, policies.wire(agent, spec))
   print(json.dumps({'address': server.address}), flush=True)
   for _ in sys.stdin:
     print(json.dumps(vars(batcher.totals())), flush=True)
@@ -107,7 +107,7 @@ def _client(args: argparse.Namespace, value: str) -> None:
   """Steps as an actor does, without environments; a line of input starts the clock."""
   address, _, index = value.partition('#')
   agent, spec = _make(args)
-  form = _wire(agent, spec)
+  form = policies.wire(agent, spec)
   remote = inference_link.Remote(
     lambda: address, lambda a: inference_channel.Channel(a, form), index, args.envs
   )
@@ -141,12 +141,6 @@ def _make(args: argparse.Namespace) -> tuple[agent_lib.Agent, types.EnvironmentS
     torso=args.torso, hidden=args.hidden, lstm=args.lstm, dtype=args.dtype
   )
   return agent_lib.from_config(network, spec), spec
-
-
-def _wire(agent: agent_lib.Agent, spec: types.EnvironmentSpec) -> inference_wire.Wire:
-  states = jax.eval_shape(lambda: agent.initial_state(1))
-  one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
-  return inference_wire.Wire(spec, one)
 
 
 def _frames(spec: types.EnvironmentSpec, batch: int) -> list[types.TimeStep]:

@@ -8,52 +8,17 @@ Two processes that wait while the other works; `--cores 0` pins both to one core
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 from typing import Any
 
-from experiments.benchmarks import measure
+from experiments.benchmarks import children, measure
 
 _HERE = pathlib.Path(__file__).parent
-
-
-class _Child:
-  """A process that measures after each line that it gets."""
-
-  def __init__(self, command: list[str], **env: str):
-    self._name = ' '.join(command[:3])
-    self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-      # So that two processes fit on one GPU.
-      env={**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **env},
-    )  # fmt: skip
-    self.rounds: list[dict[str, float]] = []
-    self.versions = self._answer()['versions']
-
-  def measure(self) -> None:
-    assert self._process.stdin is not None
-    self._process.stdin.write('\n')
-    self._process.stdin.flush()
-    self.rounds.append(self._answer())
-
-  def close(self) -> None:
-    assert self._process.stdin is not None
-    self._process.stdin.close()
-    try:
-      self._process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-      self._process.kill()
-
-  def _answer(self) -> dict[str, Any]:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      raise SystemExit(f'error: {self._name} ended: see above')
-    return json.loads(line)
 
 
 def main() -> int:
@@ -91,32 +56,41 @@ def main() -> int:
   ]  # fmt: skip
   if args.compile:
     theirs.append('--compile')
-  children = {'impala_jax': _Child(ours)}
+  commands: dict[str, tuple[list[str], dict[str, str]]] = {'impala_jax': (ours, {})}
   if args.without:
-    children['impala_jax without onednn'] = _Child(ours, IMPALA_JAX_ONEDNN='off')
-  children['torch'] = _Child(theirs)
-  for _ in range(args.rounds):
-    for child in children.values():
-      child.measure()
+    commands['impala_jax without onednn'] = (ours, {'IMPALA_JAX_ONEDNN': 'off'})
+  commands['torch'] = (theirs, {})
+  with contextlib.ExitStack() as stack:
+    side = {
+      # So that two processes fit on one GPU.
+      name: stack.enter_context(
+        children.Child(command, XLA_PYTHON_CLIENT_PREALLOCATE='false', **env)
+      )
+      for name, (command, env) in commands.items()
+    }
+    installed = {name: child.hear()['versions'] for name, child in side.items()}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in side}
+    for _ in range(args.rounds):
+      for name, child in side.items():
+        rounds[name].append(child.ask())
   steps = args.batch * args.unroll
   result: dict[str, Any] = {
     'benchmark': 'learner_comparison',
     'arguments': vars(args),
     'load': os.getloadavg(),
   }
-  for name, child in children.items():
-    child.close()
-    column = lambda key, child=child: [r[key] for r in child.rounds]
+  for name, found in rounds.items():
+    column = lambda key, found=found: [r[key] for r in found]
     result[name] = {
       'update_ms': measure.spread(column('update_ms'), 1),
       'update_cpu_ms': measure.spread(column('update_cpu_ms'), 1),
       'agent_steps_per_second': round(
         1e3 * steps / statistics.median(column('update_ms'))
       ),
-      'peak_rss_mb': round(child.rounds[-1]['peak_rss_mb']),
-      'versions': child.versions,
+      'peak_rss_mb': round(found[-1]['peak_rss_mb']),
+      'versions': installed[name],
     }
-  mine, other = (children[name].rounds for name in ('impala_jax', 'torch'))
+  mine, other = (rounds[name] for name in ('impala_jax', 'torch'))
   for key in ('update_ms', 'update_cpu_ms'):
     ratios = [b[key] / a[key] for a, b in zip(mine, other, strict=True)]
     result[f'torch_over_impala_jax_{key}'] = measure.spread(ratios, 2)

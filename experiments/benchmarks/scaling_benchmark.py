@@ -29,7 +29,7 @@ from experiments import configs
 from experiments.benchmarks import measure, scaling_plot
 from impala_jax import components, metrics, versions
 from impala_jax import config as config_lib
-from impala_jax.distributed import roles, supervisor
+from impala_jax.distributed import actor_role, learner_role, supervisor
 from impala_jax.environments import catch
 
 _START = 300.0  # Seconds for a number of actors to be at work.
@@ -105,9 +105,9 @@ def _play(args: argparse.Namespace) -> int:
   )
   parts = components.build(config_lib.from_dict(saved), custom)
   if args.role == 'learner':
-    roles.run_learner(parts, run_dir, should_stop)
+    learner_role.run(parts, run_dir, should_stop)
   else:
-    roles.run_actor(parts, run_dir, int(os.environ['IMPALA_INDEX']), 0, should_stop)
+    actor_role.run(parts, run_dir, int(os.environ['IMPALA_INDEX']), 0, should_stop)
   return 0
 
 

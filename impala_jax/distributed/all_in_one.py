@@ -12,8 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from impala_jax import checkpointing, components, learner_loop, metrics
+from impala_jax.distributed import (
+  actor_role,
+  evaluator_role,
+  local_transport,
+  policies,
+)
 from impala_jax.distributed import control as control_lib
-from impala_jax.distributed import local_transport, policies, roles
 
 _JOIN_TIMEOUT = 30.0
 
@@ -60,12 +65,12 @@ def run(
 
   def actor(index: int) -> None:
     policy = policies.local(parts, control, index, 0)
-    roles.drive_actor(parts, queue.writer(), policy, control, index, 0, stopping)
+    actor_role.drive(parts, queue.writer(), policy, control, index, 0, stopping)
 
   def evaluator() -> None:
     assert run_dir is not None
     # Until the learner has written its last checkpoint, only the control ends it.
-    roles.drive_evaluator(parts, run_dir, control, 0, lambda: bool(failures))
+    evaluator_role.drive(parts, run_dir, control, 0, lambda: bool(failures))
 
   with contextlib.ExitStack() as stack:
     stack.callback(queue.close)

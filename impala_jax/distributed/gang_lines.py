@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from impala_jax import metrics
+from impala_jax.distributed import ports
 
 _FILE = 'gang.json'
 _MEET_TIMEOUT = 300.0  # Seconds from the first learner to the last.
@@ -107,7 +108,7 @@ def receive_from_others(
   token = secrets.token_hex(16)
   deadline = time.monotonic() + _MEET_TIMEOUT
   lines: dict[int, Line] = {}
-  with _listen(host) as listener:
+  with ports.listen('' if host else '127.0.0.1') as listener:
     listener.settimeout(_SLICE)
     place = {'host': host or '127.0.0.1', 'port': listener.getsockname()[1]}
     metrics.write_json(run_dir / _FILE, {**place, 'token': token})
@@ -166,14 +167,6 @@ def reach_first(
     if time.monotonic() > deadline:
       raise GangError('learner 0 still waits for others')
   return None
-
-
-def _listen(host: str) -> socket.socket:
-  if not host:
-    return socket.create_server(('127.0.0.1', 0))
-  if socket.has_dualstack_ipv6():
-    return socket.create_server(('', 0), family=socket.AF_INET6, dualstack_ipv6=True)
-  return socket.create_server(('', 0))
 
 
 def _greet(line: Line, token: str, count: int) -> int | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from impala_jax import components, device_policy, metrics
+from impala_jax import patience as patience_lib
 from impala_jax.distributed import control as control_lib
 from impala_jax.distributed import (
   endpoints,
@@ -26,7 +27,6 @@ from impala_jax.distributed import (
 )
 from impala_jax.environments import registry
 
-_PATIENCE = 120.0  # Seconds without the learner, if nothing else is said.
 _TICK = 0.05  # Seconds between looks at what there is to do.
 _SEEDS = 1_000_000_000  # Where their indices begin; actors have the smaller ones.
 _GOODBYE = 5.0  # Seconds for the actors to leave a run that has ended.
@@ -50,7 +50,7 @@ def run(
   config = parts.config
   platform = config.inference.platform
   device = device_policy.device_for(platform, index, 'inference.platform')
-  keys = run_dir / 'keys' if config.transport.tls else None
+  keys = run_keys.folder_of(config, run_dir)
   server_keys = None if keys is None else run_keys.load(keys, run_keys.INFERENCE)
   way = learner_way.Way(run_dir, index, parts.layout, keys)
   link = learner_link.open_link(way, should_stop, writes=False)
@@ -79,7 +79,7 @@ def run(
     place = endpoints.Place.from_environment(os.environ)
     server = inference_tcp.Server(
       batcher,
-      policies.wire(parts),
+      policies.wire(parts.agent, parts.spec),
       '' if place.host else '127.0.0.1',
       endpoints.read_port(os.environ, 'IMPALA_INFERENCE_PORT'),
       server_keys,
@@ -114,7 +114,7 @@ class _Following:
     self._who = f'inference server {index}'
     self._should_stop = should_stop
     self._reporter = control_lib.Reporter(link, 'inference', index, incarnation)
-    self._patience = learner_way.patience() or _PATIENCE
+    self._patience = learner_way.patience() or patience_lib.SECONDS
     self._lost_at: float | None = None
     self._batcher: inference_batcher.Batcher | None = None
     self._told_to_stop = False

@@ -18,6 +18,7 @@ from impala_jax.distributed import (
   inference_batcher,
   inference_sessions,
   inference_wire,
+  ports,
   run_keys,
 )
 from impala_jax.distributed import inference_channel as channel_lib
@@ -51,13 +52,7 @@ class Server:
     self._wire = wire
     # A stranger's message may be no larger than one that makes sense.
     self._largest = wire.request_bytes(batcher.max_batch) + 4096
-    both = not host and socket.has_dualstack_ipv6()
-    listener = socket.create_server(
-      (host, port),
-      family=socket.AF_INET6 if both else socket.AF_INET,
-      dualstack_ipv6=both,
-      backlog=1024,
-    )
+    listener = ports.listen(host, port, backlog=1024)
     self.port = listener.getsockname()[1]
     self.address = f'{host}:{self.port}'
     self._connections: set[asyncio.Task[None]] = set()

@@ -4,8 +4,9 @@ import pathlib
 
 import jax
 
-from impala_jax import components, device_policy, metrics
+from impala_jax import components, device_policy, metrics, types
 from impala_jax import policy as policy_lib
+from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed import (
   inference_channel,
   inference_link,
@@ -58,7 +59,7 @@ def remote(
   config = parts.config
   own = None if keys is None else run_keys.load(keys, run_keys.CLIENT)
   path = address_path(run_dir, index % config.inference.servers)
-  form = wire(parts)
+  form = wire(parts.agent, parts.spec)
   return inference_link.Remote(
     lambda: metrics.read_json(path).get('address'),
     lambda address: inference_channel.Channel(address, form, own),
@@ -72,8 +73,8 @@ def address_path(run_dir: pathlib.Path, server: int) -> pathlib.Path:
   return run_dir / f'inference-{server}.json'
 
 
-def wire(parts: components.Components) -> inference_wire.Wire:
+def wire(agent: agent_lib.Agent, spec: types.EnvironmentSpec) -> inference_wire.Wire:
   """The form of messages between the actors and inference servers of a run."""
-  states = jax.eval_shape(lambda: parts.agent.initial_state(1))
+  states = jax.eval_shape(lambda: agent.initial_state(1))
   one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
-  return inference_wire.Wire(parts.spec, one)
+  return inference_wire.Wire(spec, one)

@@ -1,4 +1,4 @@
-"""TCP ports for servers that would share a port without an error."""
+"""TCP ports of servers."""
 
 import socket
 
@@ -31,3 +31,21 @@ def reserve(port: int) -> tuple[int, socket.socket]:
       lock.close()
       raise OSError(e.errno, f'port {port} is in use: {e.strerror}') from e
   return port, lock
+
+
+def listen(host: str, port: int = 0, backlog: int | None = None) -> socket.socket:
+  """A socket that listens at one address, or at all of IPv4 and IPv6.
+
+  Args:
+    host: '' for all addresses.
+    port: 0 for any that is free.
+    backlog: connections that may wait to be accepted; None for Python's default.
+
+  Raises:
+    OSError: the port is in use, or the host is not this machine's.
+  """
+  both = not host and socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  return socket.create_server(
+    (host, port), family=family, dualstack_ipv6=both, backlog=backlog
+  )

@@ -13,6 +13,8 @@ import stat
 import tempfile
 from typing import Any, NamedTuple
 
+from impala_jax import config as config_lib
+
 # The name in the learner's certificate, wherever it runs: a requeued learner moves.
 LEARNER = 'impala-learner'
 INFERENCE = 'impala-inference'
@@ -33,6 +35,11 @@ class Keys(NamedTuple):
   authority: pathlib.Path
   certificate: pathlib.Path
   key: pathlib.Path
+
+
+def folder_of(config: config_lib.Config, run_dir: pathlib.Path) -> pathlib.Path | None:
+  """Where the run's keys are, if it is launched with mutual TLS."""
+  return run_dir / 'keys' if config.transport.tls else None
 
 
 def ensure(folder: pathlib.Path) -> None:

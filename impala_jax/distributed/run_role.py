@@ -50,20 +50,26 @@ def main(argv: list[str]) -> int:
   compile_cache.enable()
   from impala_jax import components
   from impala_jax import config as config_lib
-  from impala_jax.distributed import all_in_one, inference_role, roles
+  from impala_jax.distributed import (
+    actor_role,
+    all_in_one,
+    evaluator_role,
+    inference_role,
+    learner_role,
+  )
 
   try:
     saved = json.loads((run_dir / 'config.json').read_text())
     parts = components.build(config_lib.from_dict(saved['config']))
     whole = False
     if role == 'learner':
-      whole = roles.run_learner(parts, run_dir, should_stop)
+      whole = learner_role.run(parts, run_dir, should_stop)
     elif role == 'actor':
-      roles.run_actor(parts, run_dir, index, incarnation, should_stop)
+      actor_role.run(parts, run_dir, index, incarnation, should_stop)
     elif role == 'inference':
       inference_role.run(parts, run_dir, index, incarnation, should_stop)
     elif role == 'evaluator':
-      roles.run_evaluator(parts, run_dir, incarnation, should_stop)
+      evaluator_role.run(parts, run_dir, incarnation, should_stop)
     else:
       all_in_one.run(parts, run_dir, should_stop)
   except Exception as e:

@@ -8,8 +8,8 @@ from impala_jax.environments import (
   atari_games,
   atari_video,
   base,
+  concat_vector,
   registry,
-  vector,
 )
 
 
@@ -31,21 +31,20 @@ def _vector(
   config: config_lib.Config, tasks: Sequence[int], evaluation: bool
 ) -> base.VectorEnvironment:
   batch = 0 if evaluation else config.actor.inference_batch
-  parts: list[base.VectorEnvironment] = []
-  distinct = sorted(set(tasks))
-  for task in distinct:
-    count = tasks.count(task)
-    part = atari.AtariVector(
+  threads = max(1, config.actor.env_threads // len(set(tasks)))
+  return concat_vector.by_task(
+    tasks,
+    lambda task, count: atari.AtariVector(
       config.environment.levels[task],
       count,
       task_id=task,
       episodic_life=config.environment.episodic_life and not evaluation,
-      env_threads=max(1, config.actor.env_threads // len(distinct)),
+      env_threads=threads,
       inference_batch=batch if batch < count else 0,
       **_settings(config),
-    )
-    parts.append(part)
-  return parts[0] if len(parts) == 1 else vector.ConcatVector(parts, batch)
+    ),
+    max_ready=batch,
+  )
 
 
 SUITE = registry.Suite(

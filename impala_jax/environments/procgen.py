@@ -14,7 +14,7 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
-from impala_jax.environments import base, registry, vector
+from impala_jax.environments import base, concat_vector, registry
 
 GAMES = (
   'bigfish', 'bossfight', 'caveflyer', 'chaser', 'climber', 'coinrun', 'dodgeball',
@@ -57,6 +57,7 @@ class ProcgenVector:
     self._actions = np.full(num_envs, _NOOP, np.int32)
     self._return = np.zeros(num_envs, np.float64)
     self._length = np.zeros(num_envs, np.int64)
+    self._fresh = True  # The engine has not stepped since `reset`.
 
   def reset(self, seed: int) -> None:
     """Begins the first episodes. The same seed and actions give the same episodes."""
@@ -159,16 +160,14 @@ def _resolve(config: config_lib.Config) -> config_lib.Config:
 def _vector(
   config: config_lib.Config, tasks: Sequence[int], evaluation: bool
 ) -> base.VectorEnvironment:
-  distinct = sorted(set(tasks))
   threads = config.actor.env_threads if config.actor.env_threads > 1 else 0
-  parts: list[base.VectorEnvironment] = [
-    ProcgenVector(
-      config.environment.levels[task], tasks.count(task), task_id=task, threads=threads
-    )
-    for task in distinct
-  ]
-  batch = 0 if evaluation else config.actor.inference_batch
-  return parts[0] if len(parts) == 1 else vector.ConcatVector(parts, batch)
+  return concat_vector.by_task(
+    tasks,
+    lambda task, count: ProcgenVector(
+      config.environment.levels[task], count, task_id=task, threads=threads
+    ),
+    max_ready=0 if evaluation else config.actor.inference_batch,
+  )
 
 
 SUITE = registry.Suite(

@@ -111,7 +111,6 @@ def convolution(window: Window) -> Kernel:
   layout = _Layout(window)
   kernel = Kernel(f'convolution_{window}', places=4)
   weights = layout.library.memory_of(layout.forward, _WEIGHTS_MD)
-  assert weights is not None
   place = kernel.bring(layout.kernel, 1, weights)
   kernel.add(
     layout.forward,
@@ -132,7 +131,6 @@ def convolution_images_gradient(window: Window) -> Kernel:
   )  # fmt: skip
   kernel = Kernel(f'convolution_images_gradient_{window}', places=3)
   weights = library.memory_of(desc, _WEIGHTS_MD)
-  assert weights is not None
   place = kernel.bring(layout.kernel, 0, weights)
   kernel.add(
     desc,
@@ -153,7 +151,6 @@ def convolution_kernel_gradient(window: Window) -> Kernel:
   )  # fmt: skip
   kernel = Kernel(f'convolution_kernel_gradient_{window}', places=4)
   weights = library.memory_of(desc, _DIFF_WEIGHTS_MD)
-  assert weights is not None
   same = library.equal(weights, layout.kernel)
   place = 2 if same else kernel.reserve(weights)
   kernel.add(
@@ -171,7 +168,6 @@ def max_pool(window: Window) -> tuple[Kernel, int]:
   """images -> (result, where), and the bytes of `where`, the places of the largest."""
   library, images, result, desc = _pooling(window)
   where = library.memory_of(desc, _WORKSPACE_MD)
-  assert where is not None
   kernel = Kernel(f'max_pool_{window}', places=3)
   kernel.add(desc, (_SRC, images, 0), (_DST, result, 1), (_WORKSPACE, where, 2))
   return kernel, library.size(where)
@@ -182,7 +178,6 @@ def max_pool_gradient(window: Window) -> Kernel:
   """(where, gradient of the result) -> gradient of the images."""
   library, images, result, forward = _pooling(window)
   where = library.memory_of(forward, _WORKSPACE_MD)
-  assert where is not None
   desc = library.primitive_desc(
     'pooling_backward', _MAX, images, result, *_pooling_geometry(window), forward
   )

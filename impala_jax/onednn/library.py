@@ -181,13 +181,17 @@ class Library:
   def primitive(self, desc: ctypes.c_void_p) -> ctypes.c_void_p:
     return self._create('primitive', desc)
 
-  def memory_of(self, desc: ctypes.c_void_p, query: int) -> ctypes.c_void_p | None:
-    """Descriptor of one of a primitive's memories; None where it has none."""
+  def memory_of(self, desc: ctypes.c_void_p, query: int) -> ctypes.c_void_p:
+    """Descriptor of one of a primitive's memories, of size 0 where it needs none."""
     found = ctypes.c_void_p(self._c.dnnl_primitive_desc_query_md(desc, query, 0))
-    return found if found and self.size(found) else None
+    if not found:
+      raise RuntimeError(f'oneDNN: a primitive has no memory {query}')
+    return found
 
   def scratchpad_of(self, desc: ctypes.c_void_p) -> ctypes.c_void_p | None:
-    return self.memory_of(desc, _SCRATCHPAD_MD)
+    """Descriptor of a primitive's scratch memory; None where it needs none."""
+    found = self.memory_of(desc, _SCRATCHPAD_MD)
+    return found if self.size(found) else None
 
   def size(self, desc: ctypes.c_void_p) -> int:
     """Bytes of a memory."""

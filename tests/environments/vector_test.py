@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impala_jax import types
-from impala_jax.environments import catch, specs, vector
+from impala_jax.environments import catch, concat_vector, specs, vector
 from tests import counting
 
 
@@ -73,7 +73,7 @@ def test_actions_reach_the_environment_they_are_meant_for(batch):
     )
     for task, (n, first) in enumerate([(1, 0), (3, 1), (2, 4)])
   ]
-  joined = vector.ConcatVector(parts, batch)
+  joined = concat_vector.ConcatVector(parts, batch)
   assert joined.task_ids.tolist() == [0, 1, 1, 1, 2, 2]
   seen = _drive(joined, 9, batch)
   for i, environment in enumerate(made):
@@ -92,7 +92,7 @@ def test_concat_contract(batch):
     )
     for i, n in enumerate([2, 1, 3])
   ]
-  joined = vector.ConcatVector(parts, batch)
+  joined = concat_vector.ConcatVector(parts, batch)
   ends = counting.check_vector_contract(joined, 30)
   assert {(e.env_id, e.task_id) for e in ends} == {
     (0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2),
@@ -252,15 +252,15 @@ def test_misuse():
   with pytest.raises(ValueError, match='factories is empty'):
     vector.SequentialVector([])
   with pytest.raises(ValueError, match='vectors is empty'):
-    vector.ConcatVector([])
+    concat_vector.ConcatVector([])
   with pytest.raises(ValueError, match=r'task_ids has shape \[2\]: must be \[1\]'):
     vector.SequentialVector([counting.CountingEnvironment], [1, 2])
   other = lambda: counting.CountingEnvironment(num_actions=9)
   with pytest.raises(ValueError, match='environment 1 has'):
     vector.SequentialVector([counting.CountingEnvironment, other])
   with pytest.raises(ValueError, match='environment 1 has'):
-    vector.ConcatVector([make(), vector.SequentialVector([other])])
-  for misused in (make(), vector.ConcatVector([make(1), make(2)])):
+    concat_vector.ConcatVector([make(), vector.SequentialVector([other])])
+  for misused in (make(), concat_vector.ConcatVector([make(1), make(2)])):
     misused.reset(0)
     misused.recv(1.0)
     for ids, actions in [([0, 0], [0, 0]), ([9], [0]), ([-1], [0]), ([0], [4])]:
