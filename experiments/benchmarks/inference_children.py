@@ -109,7 +109,10 @@ def _client(args: argparse.Namespace, value: str) -> None:
   agent, spec = _make(args)
   form = policies.wire(agent, spec)
   remote = inference_link.Remote(
-    lambda: address, lambda a: inference_channel.Channel(a, form), index, args.envs
+    [lambda: inference_link.Place(address, 0)],
+    lambda a: inference_channel.Channel(a, form),
+    index,
+    args.envs,
   )
   ids = np.arange(args.envs, dtype=np.int32)
   action, steps = np.zeros(args.envs, np.int32), _frames(spec, args.envs)

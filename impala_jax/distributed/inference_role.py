@@ -86,7 +86,8 @@ def run(
     )
     stack.callback(server.close)
     address = endpoints.join(place.host or 'localhost', server.port)
-    metrics.write_json(policies.address_path(run_dir, index), {'address': address})
+    place_of = policies.address_path(run_dir, index)
+    metrics.write_json(place_of, {'address': address, 'incarnation': incarnation})
     logging.info('serves at %s', address)
     following.follow(batcher)
     deadline = time.monotonic() + _GOODBYE

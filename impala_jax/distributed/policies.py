@@ -1,5 +1,6 @@
 """The policies that the actors of a configuration have."""
 
+import functools
 import pathlib
 
 import jax
@@ -43,7 +44,7 @@ def remote(
   index: int,
   keys: pathlib.Path | None,
 ) -> inference_link.Remote:
-  """That of the inference server to which an actor was dealt.
+  """That of the inference server to which an actor was dealt, or of the others.
 
   Connects with its first call.
 
@@ -58,14 +59,22 @@ def remote(
   """
   config = parts.config
   own = None if keys is None else run_keys.load(keys, run_keys.CLIENT)
-  path = address_path(run_dir, index % config.inference.servers)
+  count = config.inference.servers
+  paths = [address_path(run_dir, (index + k) % count) for k in range(count)]
   form = wire(parts.agent, parts.spec)
   return inference_link.Remote(
-    lambda: metrics.read_json(path).get('address'),
+    [functools.partial(_place, path) for path in paths],
     lambda address: inference_channel.Channel(address, form, own),
     f'actor {index}',
     config.actor.envs_per_actor,
   )
+
+
+def _place(path: pathlib.Path) -> inference_link.Place | None:
+  found = metrics.read_json(path)
+  if 'address' not in found:
+    return None
+  return inference_link.Place(found['address'], found['incarnation'])
 
 
 def address_path(run_dir: pathlib.Path, server: int) -> pathlib.Path:

@@ -17,6 +17,7 @@ from impala_jax.distributed import (
   inference_channel,
   inference_tcp,
   inference_wire,
+  policies,
   run_keys,
   transport,
 )
@@ -74,7 +75,7 @@ class _Raw:
 
 
 def test_a_request_and_its_answer_arrive_as_they_are(agent):
-  wire = inference_servers.wire_of(agent, SPEC)
+  wire = policies.wire(agent, SPEC)
   asked = request(SPEC, 77, [3, 0, 5], begins=True)
   read = wire.read_request(wire.pack_request(asked), 8)
   jax.tree.map(np.testing.assert_array_equal, asked, read)

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from impala_jax import device_policy, types
@@ -14,18 +13,12 @@ from impala_jax.distributed import (
   inference_link,
   inference_tcp,
   inference_wire,
+  policies,
 )
 
 LONG = 120.0  # Seconds that a busy machine may take.
 # Deadlines of a batch: in effect none, or at once.
 NEVER, AT_ONCE = 3600.0, 0.0
-
-
-def wire_of(agent: Any, spec: types.EnvironmentSpec) -> inference_wire.Wire:
-  one = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), agent.initial_state(1)
-  )
-  return inference_wire.Wire(spec, one)
 
 
 class Served:
@@ -39,7 +32,8 @@ class Served:
   def __init__(self, agent: Any, spec: types.EnvironmentSpec, params: Any, **settings):
     self._agent, self._spec, self._params = agent, spec, params
     self._settings = settings
-    self.wire = wire_of(agent, spec)
+    self.wire = policies.wire(agent, spec)
+    self.starts = 0
     self.start()
 
   def start(self) -> None:
@@ -54,6 +48,7 @@ class Served:
     self.batcher = inference_batcher.Batcher(self.policy, s['room'], s['deadline'])
     self.server = inference_tcp.Server(self.batcher, self.wire, keys=s['keys'])
     self.address: str | None = self.server.address
+    self.starts += 1
 
   def stop(self) -> None:
     """The server and all that it knows are gone."""
@@ -65,9 +60,15 @@ class Served:
     assert self.address is not None
     return inference_channel.Channel(self.address, self.wire, **settings)
 
-  def remote(self, client: str, num_envs: int) -> inference_link.Remote:
+  def place(self) -> inference_link.Place | None:
+    address = self.address
+    return None if address is None else inference_link.Place(address, self.starts)
+
+  def remote(
+    self, client: str, num_envs: int, *others: 'Served'
+  ) -> inference_link.Remote:
     return inference_link.Remote(
-      lambda: self.address,
+      [served.place for served in (self, *others)],
       lambda address: inference_channel.Channel(address, self.wire, timeout=LONG),
       client,
       num_envs,

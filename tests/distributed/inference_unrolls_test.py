@@ -12,7 +12,7 @@ from experiments import configs
 from impala_jax import actor as actor_lib
 from impala_jax import components
 from impala_jax import config as config_lib
-from impala_jax.distributed import local_transport, transport
+from impala_jax.distributed import inference_link, local_transport, transport
 from impala_jax.environments import vector
 from tests import actor_test, actors, counting
 from tests.distributed import inference_servers
@@ -269,6 +269,45 @@ def test_a_server_that_restarts_costs_the_unfinished_unrolls_and_no_more():
   rows = queue.read(timeout=30).rows
   assert sorted(layout.header(rows)['sequence'].tolist()) == list(range(60))
   check_counting(rows, layout, made, gaps=True)
+
+
+def test_another_server_is_asked_until_the_own_one_is_back(monkeypatch):
+  monkeypatch.setattr(inference_link, '_STAY', 0.2)
+  monkeypatch.setattr(inference_link, '_LOOK', 0.0)
+  made = []
+
+  def make(env_id):
+    made.append(
+      counting.CountingEnvironment(
+        env_id, (3, 50), (False, True), num_actions=actor_test._ACTIONS
+      )
+    )
+    return made[-1]
+
+  environment = vector.SequentialVector([lambda i=i: make(i) for i in range(3)])
+  spec = environment.spec
+  agent, layout = actor_test._counting_agent(), actor_test._layout(spec, logits=True)
+  queue = local_transport.LocalTransport(layout, 90, 110)
+  params = {'version': np.float32(3)}
+  with (
+    inference_servers.serving(agent, spec, params) as own,
+    inference_servers.serving(agent, spec, params) as other,
+    contextlib.closing(own.remote('actor 0', 3, other)) as remote,
+  ):
+    actor = actor_lib.Actor(
+      remote, environment, layout, queue.writer(), unroll_length=actor_test._T,
+      send_logits=True, patience=inference_servers.LONG,
+    )  # fmt: skip
+    actor.run(max_unrolls=30)
+    assert (own.batcher.clients(), other.batcher.clients()) == (1, 0)
+    own.stop()
+    actor.run(max_unrolls=30)
+    assert other.batcher.clients() == 1
+    own.start()
+    actor.run(max_unrolls=30)
+    assert (own.batcher.clients(), other.batcher.clients()) == (1, 0)
+    assert remote.sessions == 3
+  check_counting(queue.read(timeout=30).rows, layout, made, gaps=True)
 
 
 def test_an_actor_without_its_server_gives_up_and_says_so():
