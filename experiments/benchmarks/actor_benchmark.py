@@ -9,6 +9,7 @@ CPU-seconds per 1,000 agent steps of the whole actor and of bare environments
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -45,6 +46,7 @@ def main() -> int:
   parser.add_argument('--unrolls', type=int, default=64, help='per repeat')
   parser.add_argument('--repeats', type=int, default=5)
   args = parser.parse_args()
+  os.environ.setdefault('NPROC', '1')  # As launched actors have it.
   parts = components.build(
     config_lib.override(
       config_lib.Config(),

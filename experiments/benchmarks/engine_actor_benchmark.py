@@ -7,6 +7,8 @@ engine, stepped with random actions in one process through nothing but its own c
 take turns. Prints one JSON object: agent steps per CPU-second of either side, and their
 ratio. What episodes cost to begin counts on neither: the bare engine's is taken off,
 and rounds of the actor in which an episode ended are left out (`rounds_with_resets`).
+Engines that take turns find the caches full of what the others left: `bare_cold` is the
+bare engine with the caches overwritten between its steps, which is not counted.
 
 With `--suite dmlab` the bare side is `step` and `observations` of `deepmind_lab`
 itself, with the renderer's own number of threads; with `doom` it is our single
@@ -33,12 +35,14 @@ from impala_jax import config as config_lib
 from impala_jax import policy as policy_lib
 from impala_jax.distributed import local_transport
 
-# Reads seconds from stdin, steps so long, answers with the steps and their CPU-seconds.
+# Reads seconds, and whether caches are to be cold, from stdin; steps so long; answers
+# with the steps and their CPU-seconds.
 _BARE = """
 import sys, time
 import numpy as np
 suite, level = sys.argv[1:]
 rng = np.random.default_rng(0)
+filler = np.zeros(64 << 17)  # 64 MB.
 if suite == 'dmlab':
   import deepmind_lab
   from impala_jax.environments import dmlab, dmlab_actions
@@ -64,15 +68,20 @@ else:
     return not environment.step(rng.integers(9)).last()
 print('ready', flush=True)
 for line in sys.stdin:
-  end, steps, resets = time.monotonic() + float(line), 0, 0.0
+  seconds, cold = map(float, line.split())
+  end, steps, apart = time.monotonic() + seconds, 0, 0.0
   begin = time.process_time()
   while time.monotonic() < end:
-    if not step():
-      before = time.process_time()
-      reset()
-      resets += time.process_time() - before
+    running = step()
     steps += 1
-  print(steps, time.process_time() - begin - resets, flush=True)
+    if cold or not running:
+      before = time.process_time()
+      if cold:
+        filler += 1
+      if not running:
+        reset()
+      apart += time.process_time() - before
+  print(steps, time.process_time() - begin - apart, flush=True)
 """
 
 
@@ -139,15 +148,29 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
     'arguments': vars(args),
     'rounds_with_resets': len(rounds) - len(kept),
     'bare_steps_per_cpu_second': measure.spread(column('bare'), 1),
+    'bare_cold_steps_per_cpu_second': measure.spread(column('bare_cold'), 1),
     'actor_steps_per_cpu_second': measure.spread(column('actor'), 1),
     'cpu_ms_per_agent_step': {
       'policy': measure.spread(column('policy_ms')),
       'engines': measure.spread(column('engines_ms')),
     },
     'actor_over_bare': measure.spread([r['actor'] / r['bare'] for r in kept], 3),
+    'bare_cold_over_bare': measure.spread(
+      [r['bare_cold'] / r['bare'] for r in kept], 3
+    ),
     'wall_share': {k: round(v / total, 3) for k, v in actor.seconds.items()},
     'versions': versions.installed(),
   }
+
+
+def _bare(bare: 'subprocess.Popen[str]', seconds: float, cold: bool) -> float:
+  """Steps per CPU-second of the bare engine."""
+  assert bare.stdin is not None
+  assert bare.stdout is not None
+  bare.stdin.write(f'{seconds} {int(cold)}\n')
+  bare.stdin.flush()
+  steps, cpu = map(float, bare.stdout.readline().split())
+  return steps / cpu
 
 
 def _round(
@@ -157,12 +180,8 @@ def _round(
   environments: Any,
   tree: measure.ProcessTree,
 ) -> dict[str, float]:
-  """Both sides for so many seconds each: what they did for a second of CPU time."""
-  assert bare.stdin is not None
-  assert bare.stdout is not None
-  bare.stdin.write(f'{seconds}\n')
-  bare.stdin.flush()
-  bare_steps, bare_cpu = map(float, bare.stdout.readline().split())
+  """All sides for so many seconds each: what they did for a second of CPU time."""
+  warm, cold = (_bare(bare, seconds, cold) for cold in (False, True))
   resetting = lambda: 'in reset' in environments.stats()['states']
   resets = resetting()
   # The bare engine is of this tree, too, and waits meanwhile.
@@ -177,7 +196,8 @@ def _round(
   cpu = tree.cpu_seconds() - cpu
   return {
     'resets': resets or resetting() or len(actor.episodes) > episodes,
-    'bare': bare_steps / bare_cpu,
+    'bare': warm,
+    'bare_cold': cold,
     'actor': steps / cpu,
     'policy_ms': 1e3 * own / steps,
     'engines_ms': 1e3 * (cpu - own) / steps,
