@@ -80,9 +80,11 @@ def settings_problem(action_set: str, width: int, height: int) -> str | None:
 class Doom(dm_env.Environment):
   """One scenario.
 
-  Observation: `frame`, uint8 [height, width, 3], the screen without the status bar,
-  reduced by area averaging. The engine shows nothing once an episode is over, so a
-  LAST step repeats the frame before it. An episode is decided by its seed and actions.
+  Observation: `frame`, uint8 [height, width, 3], the screen, reduced by area averaging.
+  Health, and ammunition where there is a weapon, stand at its lower edge as large
+  digits, for a bar with all of a game's figures would be too small to read. The engine
+  shows nothing once an episode is over, so a LAST step repeats the frame before it. An
+  episode is decided by its seed and actions.
 
   An action presses those of its buttons that the scenario has: the rest do nothing.
 
@@ -277,6 +279,10 @@ def _start(
   game.set_screen_resolution(getattr(vizdoom.ScreenResolution, name))
   game.set_screen_format(vizdoom.ScreenFormat.RGBA32)
   game.set_mode(vizdoom.Mode.PLAYER)
+  # Scenarios hide the figures from the screen and offer them as numbers instead.
+  # Without them nobody can tell how long an episode of `health_gathering` will last.
+  game.set_render_hud(True)
+  game.set_render_minimal_hud(True)
   game.set_window_visible(False)
   game.set_sound_enabled(False)
   # All paths are given: else it takes files of these names from the working directory.

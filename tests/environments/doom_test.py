@@ -89,6 +89,12 @@ def mean_areas(picture, rows, columns):
   return np.einsum('yi,xj,ijc->yxc', vertical, horizontal, picture, optimize=True)
 
 
+def digits(frame):
+  """Where the frame's lower edge is as red as the digits of health and ammunition."""
+  red, green, blue = np.moveaxis(frame[58:].astype(int), -1, 0)
+  return red - np.maximum(green, blue) > 60
+
+
 class TestAreaAverage:
   @pytest.mark.parametrize(
     'target', [(72, 96), (120, 160), (60, 80), (84, 84), (1, 1), (7, 159)]
@@ -143,6 +149,8 @@ class TestSteps:
     name = 'RES_320X240' if large else 'RES_160X120'
     game.set_screen_resolution(getattr(vizdoom.ScreenResolution, name))
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    game.set_render_hud(True)
+    game.set_render_minimal_hud(True)
     game.set_window_visible(False)
     game.set_doom_config_path(os.path.join(environment._directory, 'other.ini'))
     game.init()
@@ -165,6 +173,21 @@ class TestSteps:
         assert screen.std() > 10
     finally:
       game.close()
+
+  def test_health_and_ammunition_are_on_the_screen(self, make):
+    """An agent that cannot see its health cannot tell how long it has to live."""
+    steps = play(make('health_gathering', 1), [BACKWARD] * 30)  # It has no such button.
+    first, last = (digits(steps[i].observation['frame']) for i in (0, -1))
+    assert first[:, :48].any()
+    assert not first[:, 48:].any()  # It has no weapon.
+    assert (first != last).any()  # The floor hurts.
+
+    steps = play(
+      make('defend_the_center', 1), [BACKWARD] * 4 + [ATTACK] + [BACKWARD] * 4
+    )
+    first, last = (digits(steps[i].observation['frame'])[:, 60:] for i in (0, -1))
+    assert first.any()
+    assert (first != last).any()
 
   def test_actions_do_what_they_are_called(self, vizdoom, make):
     environment = make('deadly_corridor', seed=1)
