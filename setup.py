@@ -46,10 +46,12 @@ EXTRAS = {
     'setuptools>=70.1',
   ],
 }
-# Everything that pip can install together.
+# Everything that pip can install together, whatever the machine has.
 EXTRAS['all'] = sorted(
   {requirement for name in EXTRAS if name != 'reverb' for requirement in EXTRAS[name]}
 )
+# Without one of these JAX computes on the CPU alone.
+EXTRAS |= {name: [f'jax[{name}]'] for name in ('cuda12', 'cuda13', 'tpu')}
 
 setuptools.setup(
   name='impala_jax',

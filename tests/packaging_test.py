@@ -20,6 +20,8 @@ SETS = ('cluster', 'latest')
 EXTRAS = {
   'all',
   'atari',
+  'cuda12',
+  'cuda13',
   'dev',
   'dmlab',
   'doom',
@@ -29,8 +31,10 @@ EXTRAS = {
   'plots',
   'reverb',
   'tls',
+  'tpu',
   'video',
 }
+NOT_IN_ALL = {'all', 'cuda12', 'cuda13', 'reverb', 'tpu'}
 # Where the name of the import is not that of the distribution.
 DISTRIBUTIONS = {
   'PIL': 'pillow',
@@ -102,8 +106,14 @@ def test_metadata(metadata):
 
 
 def test_all_holds_every_extra_that_pip_can_install(metadata):
-  both = {r.name for e in EXTRAS - {'all', 'reverb'} for r in declared(metadata, e)}
+  both = {r.name for e in EXTRAS - NOT_IN_ALL for r in declared(metadata, e)}
   assert {r.name for r in declared(metadata, 'all')} == both
+
+
+@pytest.mark.parametrize('extra', ['cuda12', 'cuda13', 'tpu'])
+def test_the_extra_of_an_accelerator_is_that_of_jax(metadata, extra):
+  (requirement,) = declared(metadata, extra)
+  assert (requirement.name, requirement.extras) == ('jax', {extra})
 
 
 def test_every_import_is_declared(metadata):

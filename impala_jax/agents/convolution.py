@@ -7,6 +7,7 @@ less. The extra `onednn` and a C compiler at the installation bring oneDNN's.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from impala_jax import types
 from impala_jax.agents import pooling
@@ -29,7 +30,7 @@ class Conv(nn.Module):
   size: int
   stride: int = 1
   padding: str = 'SAME'
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
   @nn.compact

@@ -7,6 +7,7 @@ Parameters are float32, whatever the `dtype` of the computation.
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from impala_jax import types
 from impala_jax.agents import convolution
@@ -15,7 +16,7 @@ from impala_jax.agents import convolution
 _RELU_INIT = nn.initializers.orthogonal(2**0.5)
 
 
-def _to_float(x: types.Array, dtype: jnp.dtype) -> types.Array:
+def _to_float(x: types.Array, dtype: DTypeLike) -> types.Array:
   if x.dtype == jnp.uint8:
     return x.astype(dtype) / 255
   return x.astype(dtype)
@@ -38,7 +39,7 @@ class Shallow(nn.Module):
   """Two convolutions: the shallow network of the IMPALA paper."""
 
   hidden: int = 256
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: types.Array) -> types.Array:
@@ -53,7 +54,7 @@ class Nature(nn.Module):
   """Three convolutions (Mnih et al. 2015), the usual Atari network."""
 
   hidden: int = 512
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: types.Array) -> types.Array:
@@ -68,7 +69,7 @@ class Deep(nn.Module):
   """The residual network of the IMPALA paper: 15 convolutions in 3 sections."""
 
   hidden: int = 256
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: types.Array) -> types.Array:
@@ -87,7 +88,7 @@ class MLP(nn.Module):
   """Two linear layers, for vectors and small observations of any shape."""
 
   hidden: int = 256
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: types.Array) -> types.Array:
@@ -97,17 +98,17 @@ class MLP(nn.Module):
     return x
 
 
-def _conv(channels: int, kernel: int, stride: int, dtype: jnp.dtype) -> nn.Module:
+def _conv(channels: int, kernel: int, stride: int, dtype: DTypeLike) -> nn.Module:
   return convolution.Conv(
     channels, kernel, stride, 'VALID', dtype=dtype, kernel_init=_RELU_INIT
   )
 
 
-def _conv3x3(channels: int, dtype: jnp.dtype) -> nn.Module:
+def _conv3x3(channels: int, dtype: DTypeLike) -> nn.Module:
   return convolution.Conv(channels, 3, dtype=dtype)
 
 
-def _linear(units: int, dtype: jnp.dtype) -> nn.Module:
+def _linear(units: int, dtype: DTypeLike) -> nn.Module:
   return nn.Dense(units, dtype=dtype, kernel_init=_RELU_INIT)
 
 
