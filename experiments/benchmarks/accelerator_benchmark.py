@@ -78,7 +78,7 @@ def numerics(unroll: int, batch: int) -> dict[str, float]:
   """
   found = {}
   for dtype in ('float32', 'bfloat16'):
-    made, layout = learner_benchmark.make(_arguments(unroll, batch, dtype))
+    made, layout = learner_benchmark.make(arguments(unroll, batch, dtype))
     rows = jnp.asarray(learner_benchmark.random_rows(layout, batch, 0))
     loss_of = learner.objective(made.agent, losses.make_loss(config_lib.Loss()))
     params = made.agent.init(jax.random.key(0))
@@ -103,7 +103,7 @@ def update(
   args: argparse.Namespace, batch: int, ceiling: dict[str, float]
 ) -> dict[str, Any]:
   """Times the update and sets it beside what the device needs at least."""
-  made, layout = learner_benchmark.make(_arguments(args.unroll, batch, args.dtype))
+  made, layout = learner_benchmark.make(arguments(args.unroll, batch, args.dtype))
   rows = [learner_benchmark.random_rows(layout, batch, seed) for seed in range(3)]
   there = [made.put(r) for r in rows]
   state, count = made.init(0), 0
@@ -164,7 +164,7 @@ def beside_torch(args: argparse.Namespace, batch: int) -> dict[str, Any]:
   return {'batch': batch, **json.loads(done.stdout)}
 
 
-def _arguments(unroll: int, batch: int, dtype: str) -> argparse.Namespace:
+def arguments(unroll: int, batch: int, dtype: str) -> argparse.Namespace:
   return learner_benchmark.parser().parse_args([
     '--torso=deep', '--hidden=256', '--lstm=256', '--frame=72,96,3', '--frame_stack=1',
     f'--unroll={unroll}', f'--batch={batch}', f'--dtype={dtype}',

@@ -1,7 +1,10 @@
-"""Max-pooling 3x3 with stride 2, with a gradient that XLA computes fast on CPU.
+"""Max-pooling 3x3 with stride 2, with a gradient that needs no scatter.
 
-XLA's own gradient of a pooling (select-and-scatter) is slow on CPU. This one takes 18 %
-(JAX 0.7.1) to 36 % (0.10.2) off the time of the deep network's gradient on one core.
+XLA's own gradient of a pooling (select-and-scatter) is a scalar loop on CPU: this one
+takes 18 % (JAX 0.7.1) to 36 % (0.10.2) off the time of the deep network's gradient on
+one core. For a GPU, XLA makes arrays of indices and atomic additions of its own, which
+move 43 GB in an update of 128 unrolls of 100 steps, where this one moves 13
+(`experiments/benchmarks/gpu_program.py`).
 """
 
 import functools
@@ -61,11 +64,11 @@ max_pool.defvjp(_forward, _backward)
 def _split(x: types.Array) -> types.Array:
   """[N, ...] -> [chunks, N / chunks, ...].
 
-  The loop over the chunks keeps XLA from fusing all of the pooling into its
+  On CPU the loop over the chunks keeps XLA from fusing all of the pooling into its
   neighbours, which would compute it again in each of them; and a chunk is more
   likely to fit in the cache.
   """
-  chunks = math.gcd(len(x), 8)
+  chunks = math.gcd(len(x), 8) if jax.default_backend() == 'cpu' else 1
   return x.reshape(chunks, len(x) // chunks, *x.shape[1:])
 
 

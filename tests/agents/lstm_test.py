@@ -1,7 +1,9 @@
 """The LSTM against one written step by step from its formula."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from impala_jax.agents import lstm
 
@@ -52,6 +54,49 @@ def test_equals_the_formula_with_resets_and_skips():
   want, want_state = _slow_lstm(variables['params'], inputs, state, reset, skip)
   np.testing.assert_allclose(got, want, atol=1e-5)
   np.testing.assert_allclose(np.stack(got_state), want_state, atol=1e-5)
+
+
+def _by_steps(params, inputs, state, reset, skip):
+  """The formula in plain JAX, for its automatic gradient."""
+  h, c = state
+  outputs = []
+  for t in range(len(inputs)):
+    h, c = (jnp.where(reset[t][:, None], 0.0, s) for s in (h, c))
+    z = inputs[t] @ params['input']['kernel'] + params['input']['bias']
+    i, f, g, o = jnp.split(z + h @ params['recurrent'], 4, axis=-1)
+    new_c = jax.nn.sigmoid(f + 1) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    new_h = jax.nn.sigmoid(o) * jnp.tanh(new_c)
+    h = jnp.where(skip[t][:, None], h, new_h)
+    c = jnp.where(skip[t][:, None], c, new_c)
+    outputs.append(h)
+  return jnp.stack(outputs), (h, c)
+
+
+@pytest.mark.parametrize('masks', ['none', 'reset', 'skip', 'both'])
+def test_gradients_are_those_of_the_formula(masks):
+  module, variables, inputs, state, rng = _case(3)
+  none = np.zeros((9, 4), bool)
+  reset, skip = rng.random((2, 9, 4)) < 0.3
+  reset, skip = (
+    m if masks in (name, 'both') else none
+    for name, m in (('reset', reset), ('skip', skip))
+  )
+  weights = [rng.normal(size=s).astype(np.float32) for s in ((9, 4, 5), (2, 4, 5))]
+
+  def loss(function):
+    def total(variables, inputs, state):
+      outputs, last = function(variables, inputs, state)
+      return (weights[0] * outputs).sum() + (weights[1] * jnp.stack(last)).sum()
+
+    return jax.grad(total, argnums=(0, 1, 2))(variables, inputs, state)
+
+  given = [m if m.any() else None for m in (reset, skip)]
+  got = loss(lambda v, x, s: module.apply(v, x, s, *given))
+  want = loss(lambda v, x, s: _by_steps(v['params'], x, s, reset, skip))
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert np.abs(b).max() > 0.1
+    np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
 
 
 def test_without_masks_nothing_is_reset_or_skipped():

@@ -16,7 +16,9 @@ def _xla(x):
 @pytest.mark.parametrize(
   ('n', 'height', 'width'), [(3, 1, 1), (16, 6, 5), (12, 7, 4), (2, 2, 9)]
 )
-def test_equals_xla_with_many_ties(n, height, width):
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_equals_xla_with_many_ties(monkeypatch, backend, n, height, width):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   rng = np.random.default_rng(n)
   # Whole numbers, all negative: ties in most windows, and padding must not win.
   x = rng.integers(-4, -1, (n, height, width, 3)).astype(np.float32)
