@@ -20,7 +20,7 @@ help:
 	@echo
 	@echo 'Variables:'
 	@echo '  SET=cluster|latest   pinned set for train, setup, lint (now: $(SET));'
-	@echo '                       cluster: Reverb, Python 3.11; latest: newest JAX'
+	@echo '                       cluster: Reverb, Python 3.11; latest: JAX 0.10'
 	@echo '  SETS="cluster latest"  sets for test'
 	@echo '  PYTHON=...           interpreter to build with (default: python3.11)'
 	@echo '  ARGS="..."           flags of launch.run_atari'
