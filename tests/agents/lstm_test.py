@@ -72,8 +72,10 @@ def _by_steps(params, inputs, state, reset, skip):
   return jnp.stack(outputs), (h, c)
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
 @pytest.mark.parametrize('masks', ['none', 'reset', 'skip', 'both'])
-def test_gradients_are_those_of_the_formula(masks):
+def test_gradients_are_those_of_the_formula(monkeypatch, masks, backend):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   module, variables, inputs, state, rng = _case(3)
   none = np.zeros((9, 4), bool)
   reset, skip = rng.random((2, 9, 4)) < 0.3
