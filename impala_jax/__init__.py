@@ -19,7 +19,7 @@ _EXPORTS = {
   'make_loss': 'impala_jax.losses',
   'make_agent': 'impala_jax.agents.agent',
   'ImpalaNetwork': 'impala_jax.agents.networks',
-  'GymnasiumEnvironment': 'impala_jax.environments.gymnasium_adapter',
+  'GymnasiumEnvironment': 'impala_jax.environments.adapters',
   'AgentOutput': 'impala_jax.types',
   'TimeStep': 'impala_jax.types',
   'Unroll': 'impala_jax.types',

@@ -7,16 +7,10 @@ from typing import Any, NamedTuple
 import jax
 
 from impala_jax import config as config_lib
-from impala_jax import (
-  config_validation,
-  learner,
-  losses,
-  optimizers,
-  types,
-  unroll_layout,
-)
+from impala_jax import config_validation, losses, optimizers, types, unroll_layout
 from impala_jax.agents import agent as agent_lib
 from impala_jax.environments import base, registry, vector
+from impala_jax.learning import learner
 
 
 @dataclasses.dataclass(frozen=True)

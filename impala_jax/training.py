@@ -13,11 +13,13 @@ import dm_env
 import jax
 import numpy as np
 
-from impala_jax import components, learner, playing, types
+from impala_jax import components, types
 from impala_jax import config as config_lib
 from impala_jax.agents import agent as agent_lib
-from impala_jax.distributed import all_in_one
+from impala_jax.distributed.roles import all_in_one
 from impala_jax.environments import specs
+from impala_jax.evaluation import playing
+from impala_jax.learning import learner
 
 
 class TrainResult(NamedTuple):

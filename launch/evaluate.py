@@ -21,21 +21,15 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from impala_jax import (
-  bar_charts,
-  checkpointing,
-  compile_cache,
-  components,
-  config_validation,
-  evaluation_report,
-  evaluator,
-  metrics,
-  playing,
-  video,
-)
+from impala_jax import components, config_validation
 from impala_jax import config as config_lib
 from impala_jax.environments import registry
-from launch import evaluation_progress
+from impala_jax.evaluation import evaluator, films, playing
+from impala_jax.evaluation import report as evaluation_report
+from impala_jax.launching import evaluation_progress
+from impala_jax.learning import checkpointing
+from impala_jax.reporting import bar_charts, metrics
+from impala_jax.runtime import compile_cache
 
 _RUN_DIR = flags.DEFINE_string('run_dir', '', 'Run directory; its newest checkpoint.')
 _CHECKPOINT = flags.DEFINE_string(
@@ -250,7 +244,7 @@ def _film(
       return
     level = plan.parts.config.environment.levels[task_id]
     try:
-      path = video.film(
+      path = films.film(
           plan.parts, plan.policy.params, level, plan.output, seed=_SEED.value,
           greedy=_GREEDY.value, should_stop=lambda: signals.stopped,
       )  # fmt: skip

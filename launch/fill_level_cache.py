@@ -27,12 +27,12 @@ import rich.table
 from absl import app, flags
 
 from impala_jax import config as config_lib
-from impala_jax.environments import (
-  base,
-  dmlab_suite,
+from impala_jax.environments import base
+from impala_jax.environments.dmlab import (
   level_cache,
   level_cache_filler,
 )
+from impala_jax.environments.dmlab import suite as dmlab_suite
 
 _LEVELS = flags.DEFINE_list('levels', ['dmlab30'], 'Levels; dmlab30 is all thirty.')
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'Episodes per level.', lower_bound=1)

@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import app, flags
 
-from impala_jax import inference_figures, metrics
-from launch import backends, run_records
-from launch.backends import backend, kubernetes
+from impala_jax.launching import backends, run_records
+from impala_jax.launching.backends import backend, kubernetes
+from impala_jax.reporting import inference_figures, metrics
 
 _LINES = flags.DEFINE_integer('lines', 40, 'Of logs.')
 _JSON = flags.DEFINE_bool('json', False, 'status: for programs.')

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from experiments import configs
 from impala_jax import config as config_lib
-from impala_jax import config_validation
-from impala_jax.distributed import run_keys
+from impala_jax import config_validation, configs
+from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
-from launch import backends, live_view, local, run_directory
-from launch.backends import backend
+from impala_jax.launching import backends, foreground, live_view, run_directory
+from impala_jax.launching.backends import backend
 
 _SET = flags.DEFINE_multi_string('set', [], 'section.field=value; may be repeated.')
 _RUN_DIR = flags.DEFINE_string('run_dir', '', 'Run directory; default under runs/.')
@@ -100,7 +99,7 @@ def main(argv: list[str], config_name: str, short: Mapping[str, object]) -> int:
     print(f'impala_jax: {e}', file=sys.stderr)
     return 2
   with live_view.make(_VIEW.value, config, run_dir) as show:
-    code = local.run(config, run_dir, launches, show)
+    code = foreground.run(config, run_dir, launches, show)
   live_view.print_ending(run_dir, code)
   return code
 

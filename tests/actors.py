@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from impala_jax import actor, policy
+from impala_jax.acting import actor, policy
 
 
 def make(

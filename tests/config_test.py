@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from experiments import configs
 from impala_jax import config as config_lib
-from impala_jax import config_validation
+from impala_jax import config_validation, configs
 
 
 def test_json_round_trip_of_every_named_configuration():

@@ -27,7 +27,7 @@ import zipfile
 
 import numpy as np
 
-from impala_jax.environments import dmlab30
+from impala_jax.environments.dmlab import levels as dmlab30
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _LEVELS = re.compile(

@@ -15,9 +15,10 @@ def main(run_dir: pathlib.Path, devices: int, updates: int) -> None:
   import jax
   import numpy as np
 
-  from impala_jax import learner as learner_lib
   from impala_jax import losses, optimizers
-  from impala_jax.distributed import gang_start, learner_gang
+  from impala_jax.distributed.gang import gang as learner_gang
+  from impala_jax.distributed.gang import start as gang_start
+  from impala_jax.learning import learner as learner_lib
   from tests import synthetic
 
   gang = gang_start.join(run_dir, os.environ, lambda: False)

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from impala_jax import config as config_lib
-from impala_jax import learner, losses, optimizers, types, unroll_layout
+from impala_jax import losses, optimizers, types, unroll_layout
 from impala_jax.agents import agent as agent_lib
 from impala_jax.agents import networks
+from impala_jax.learning import learner
 
 SPEC = types.EnvironmentSpec(types.ArraySpec((3, 2), np.dtype(np.float32)), 4)
 UNROLL_LENGTH = 5

@@ -23,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import ceilings, learner_benchmark, vtrace_benchmark
-from impala_jax import allocator, learner, losses, versions
 from impala_jax import config as config_lib
+from impala_jax import losses
+from impala_jax.learning import learner
+from impala_jax.runtime import allocator, versions
 
 _ACTION_REPEAT = 4
 

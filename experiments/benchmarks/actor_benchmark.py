@@ -19,11 +19,13 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import measure
-from impala_jax import actor as actor_lib
-from impala_jax import components, types, versions
+from impala_jax import components, types
 from impala_jax import config as config_lib
-from impala_jax import policy as policy_lib
-from impala_jax.distributed import local_transport, transport
+from impala_jax.acting import actor as actor_lib
+from impala_jax.acting import policy as policy_lib
+from impala_jax.distributed.transport import local as local_transport
+from impala_jax.distributed.transport import protocol as transport
+from impala_jax.runtime import versions
 
 
 class Constant:

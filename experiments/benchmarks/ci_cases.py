@@ -18,11 +18,12 @@ from experiments.benchmarks import (
   learner_benchmark,
   transport_benchmark,
 )
-from impala_jax import actor as actor_lib
 from impala_jax import components, vtrace
 from impala_jax import config as config_lib
-from impala_jax import policy as policy_lib
-from impala_jax.distributed import local_transport, transport
+from impala_jax.acting import actor as actor_lib
+from impala_jax.acting import policy as policy_lib
+from impala_jax.distributed.transport import local as local_transport
+from impala_jax.distributed.transport import protocol as transport
 
 Work = Callable[[], None]
 
@@ -144,7 +145,7 @@ def _local() -> tuple[Work, Work]:
 
 
 def _reverb() -> tuple[Work, Work]:
-  from impala_jax.distributed import reverb_transport
+  from impala_jax.distributed.transport import reverb as reverb_transport
 
   form = transport_benchmark.layout()
   reader = reverb_transport.ReverbReader(form, 4, 8)

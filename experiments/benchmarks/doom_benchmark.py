@@ -14,7 +14,8 @@ import numpy as np
 import psutil
 from absl import app, flags
 
-from impala_jax.environments import doom, doom_suite
+from impala_jax.environments.doom import environment as doom
+from impala_jax.environments.doom import suite as doom_suite
 
 _LEVELS = flags.DEFINE_list('levels', list(doom_suite.SCENARIOS), 'Scenarios.')
 _EPISODES = flags.DEFINE_integer('episodes', 20, 'Episodes of each.', 2)

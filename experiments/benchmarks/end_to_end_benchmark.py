@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from experiments.benchmarks import measure
-from impala_jax import versions
+from impala_jax.runtime import versions
 
 
 def main() -> int:

@@ -27,13 +27,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import configs
 from experiments.benchmarks import actor_benchmark, measure
-from impala_jax import actor as actor_lib
-from impala_jax import components, versions
+from impala_jax import components, configs
 from impala_jax import config as config_lib
-from impala_jax import policy as policy_lib
-from impala_jax.distributed import local_transport
+from impala_jax.acting import actor as actor_lib
+from impala_jax.acting import policy as policy_lib
+from impala_jax.distributed.transport import local as local_transport
+from impala_jax.runtime import versions
 
 # Reads seconds, and whether caches are to be cold, from stdin; steps so long; answers
 # with the steps and their CPU-seconds.

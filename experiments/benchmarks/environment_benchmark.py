@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from impala_jax.environments import atari
+from impala_jax.environments.atari import environment as atari
 
 _GAME = flags.DEFINE_string('game', 'breakout', 'Name of the game.')
 _ENVS = flags.DEFINE_integer('num_envs', 32, 'Environments of each kind.', 1)

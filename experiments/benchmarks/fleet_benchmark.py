@@ -35,9 +35,10 @@ from experiments.benchmarks import (
   measure,
   transport_benchmark,
 )
-from impala_jax import unroll_layout, versions
-from impala_jax.distributed import control as control_lib
-from impala_jax.distributed import endpoints
+from impala_jax import unroll_layout
+from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.control import endpoints
+from impala_jax.runtime import versions
 
 _CONNECT = 600.0  # Seconds for the first unroll of every client.
 _LEAVE = 120.0

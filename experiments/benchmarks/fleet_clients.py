@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks import fleet_arithmetic, transport_benchmark
-from impala_jax import patience
-from impala_jax.distributed import control, endpoints, transport
+from impala_jax.acting import patience
+from impala_jax.distributed.control import board as control
+from impala_jax.distributed.control import endpoints
+from impala_jax.distributed.transport import protocol as transport
 
 _PATIENCE = 120.0  # Seconds without the learner.
 

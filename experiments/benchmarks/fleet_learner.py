@@ -11,8 +11,9 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax import types
 from impala_jax.agents import agent as agent_lib
-from impala_jax.distributed import control as control_lib
-from impala_jax.distributed import reverb_transport, transport
+from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.transport import protocol as transport
+from impala_jax.distributed.transport import reverb as reverb_transport
 
 
 class Learner:

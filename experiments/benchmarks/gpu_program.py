@@ -29,7 +29,9 @@ from jax.experimental import topologies
 
 from experiments.benchmarks import accelerator_benchmark, learner_benchmark
 from impala_jax import config as config_lib
-from impala_jax import learner, losses, optimizers, versions
+from impala_jax import losses, optimizers
+from impala_jax.learning import learner
+from impala_jax.runtime import versions
 
 _H200 = """
 gpu_device_info {

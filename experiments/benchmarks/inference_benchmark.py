@@ -22,7 +22,7 @@ import psutil
 
 from experiments.benchmarks import children, inference_children, measure
 from impala_jax import config as config_lib
-from impala_jax import versions
+from impala_jax.runtime import versions
 
 
 def main() -> int:

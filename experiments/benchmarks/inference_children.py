@@ -14,16 +14,16 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import measure
-from impala_jax import allocator, device_policy, types
 from impala_jax import config as config_lib
+from impala_jax import types
+from impala_jax.acting import device_policy
 from impala_jax.agents import agent as agent_lib
-from impala_jax.distributed import (
-  inference_batcher,
-  inference_channel,
-  inference_link,
-  inference_tcp,
-  policies,
-)
+from impala_jax.distributed.inference import batcher as inference_batcher
+from impala_jax.distributed.inference import channel as inference_channel
+from impala_jax.distributed.inference import remote as inference_link
+from impala_jax.distributed.inference import server as inference_tcp
+from impala_jax.distributed.roles import policies
+from impala_jax.runtime import allocator
 
 _ACTIONS = 18
 _UNROLL = 20  # Steps; so often every environment begins one.

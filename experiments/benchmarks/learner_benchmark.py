@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import measure
-from impala_jax import allocator, losses, optimizers, types, unroll_layout, versions
 from impala_jax import config as config_lib
-from impala_jax import learner as learner_lib
+from impala_jax import losses, optimizers, types, unroll_layout
 from impala_jax.agents import agent as agent_lib
+from impala_jax.learning import learner as learner_lib
+from impala_jax.runtime import allocator, versions
 
 
 def parser() -> argparse.ArgumentParser:

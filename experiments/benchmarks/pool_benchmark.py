@@ -28,8 +28,10 @@ import psutil
 from dm_env import specs
 
 from experiments.benchmarks import measure
-from impala_jax import types, versions
-from impala_jax.environments import base, process_pool
+from impala_jax import types
+from impala_jax.environments import base
+from impala_jax.environments.engines import pool as process_pool
+from impala_jax.runtime import versions
 
 _SPEC = types.EnvironmentSpec(
   {

@@ -23,7 +23,7 @@ import time
 from typing import Any
 
 from experiments.benchmarks import ci_cases
-from impala_jax import versions
+from impala_jax.runtime import versions
 
 _SUITES = {'ci': tuple(ci_cases.CASES)}
 

@@ -25,12 +25,15 @@ import threading
 import time
 from typing import Any
 
-from experiments import configs
 from experiments.benchmarks import measure, scaling_plot
-from impala_jax import components, metrics, versions
+from impala_jax import components, configs
 from impala_jax import config as config_lib
-from impala_jax.distributed import actor_role, learner_role, supervisor
+from impala_jax.distributed.roles import actor as actor_role
+from impala_jax.distributed.roles import learner as learner_role
 from impala_jax.environments import catch
+from impala_jax.launching import supervisor
+from impala_jax.reporting import metrics
+from impala_jax.runtime import versions
 
 _START = 300.0  # Seconds for a number of actors to be at work.
 _LEAVE = 60.0

@@ -25,8 +25,10 @@ import time
 
 import numpy as np
 
-from impala_jax import types, unroll_layout, versions
-from impala_jax.distributed import local_transport, transport
+from impala_jax import types, unroll_layout
+from impala_jax.distributed.transport import local as local_transport
+from impala_jax.distributed.transport import protocol as transport
+from impala_jax.runtime import versions
 
 _HEIGHT, _WIDTH, _STEPS = 72, 96, 100
 _SPRITE = 24
@@ -113,7 +115,7 @@ def bench_local(batch: int, batches: int, repeats: int, content: str) -> dict:
 
 
 def bench_reverb(batch: int, batches: int, repeats: int, content: str) -> dict:
-  from impala_jax.distributed import reverb_transport
+  from impala_jax.distributed.transport import reverb as reverb_transport
 
   reader = reverb_transport.ReverbReader(layout(), batch, 2 * batch)
   warm_up = 2
@@ -144,7 +146,7 @@ def bench_reverb(batch: int, batches: int, repeats: int, content: str) -> dict:
 
 def run_writer(address: str, unrolls: int, batch: int, content: str) -> dict:
   """The writing process of `bench_reverb`."""
-  from impala_jax.distributed import reverb_transport
+  from impala_jax.distributed.transport import reverb as reverb_transport
 
   form = layout()
   writer = reverb_transport.ReverbWriter(address, form)

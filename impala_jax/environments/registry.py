@@ -263,9 +263,9 @@ def _make(maker: EnvironmentMaker, level: str, *, seed: int) -> dm_env.Environme
 
 # Loaded when asked for: none of them is needed by a run of another.
 _suites: dict[str, Suite | str] = {
-  'atari': 'impala_jax.environments.atari_suite:SUITE',
-  'dmlab': 'impala_jax.environments.dmlab_suite:SUITE',
-  'doom': 'impala_jax.environments.doom_suite:SUITE',
+  'atari': 'impala_jax.environments.atari.suite:SUITE',
+  'dmlab': 'impala_jax.environments.dmlab.suite:SUITE',
+  'doom': 'impala_jax.environments.doom.suite:SUITE',
   'procgen': 'impala_jax.environments.procgen:SUITE',
 }
 register('catch', lambda level, seed: catch.Catch(seed=seed), ['catch'])

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import agent_inputs
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from impala_jax import config, types
 from impala_jax.agents import agent as agents
 from impala_jax.agents import networks
+from tests.agents import agent_inputs
 
 _STEPS, _BATCH = 4, 3
 _FULL = config.Network(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.environments import failing_engines
+from tests.environments.engines import failing_engines
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 from gymnasium import spaces
 
 from impala_jax import types
-from impala_jax.environments import gymnasium_adapter, specs, vector
+from impala_jax.environments import adapters as gymnasium_adapter
+from impala_jax.environments import specs, vector
 from tests import counting
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments import soak_checks, soak_run
-from experiments.soak_checks import Seen
+from experiments.soak import checks as soak_checks
+from experiments.soak import run as soak_run
+from experiments.soak.checks import Seen
 
 
 def life(pid, slope, level=100.0, seconds=600, born=0.0, start=0.0):

@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from impala_jax import checkpointing
+from impala_jax.learning import checkpointing
 
 _TRANSPORTS = ['local'] + (['reverb'] if importlib.util.find_spec('reverb') else [])
 

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from experiments import configs
 from impala_jax import config as config_lib
-from impala_jax import metrics
-from impala_jax.distributed import run_role
-from launch import run_directory
+from impala_jax import configs
+from impala_jax.distributed.roles import run as run_role
+from impala_jax.launching import run_directory
+from impala_jax.reporting import metrics
 
 pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
 _LONG = 240.0  # Seconds that a busy machine may take.
@@ -45,7 +45,7 @@ class Run:
     }
     with open(self.run_dir / f'{role}.log', 'ab') as log:
       self.processes[role] = subprocess.Popen(
-          [sys.executable, '-m', 'impala_jax.distributed.run_role', role],
+          [sys.executable, '-m', 'impala_jax.distributed.roles.run', role],
           env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
       )  # fmt: skip
     return self.processes[role]

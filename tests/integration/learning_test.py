@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import impala_jax
-from experiments import configs
-from impala_jax import losses
+from impala_jax import configs, losses
 from impala_jax.agents import networks
 from impala_jax.environments import catch
 

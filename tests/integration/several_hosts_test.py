@@ -16,10 +16,11 @@ import time
 
 import pytest
 
-from experiments import configs
 from impala_jax import config as config_lib
-from impala_jax.distributed import run_keys, run_role
-from launch import run_directory
+from impala_jax import configs
+from impala_jax.distributed.roles import run as run_role
+from impala_jax.distributed.security import keys as run_keys
+from impala_jax.launching import run_directory
 from tests import network_namespaces
 
 pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
@@ -63,7 +64,7 @@ class Run:
       environment['IMPALA_HOST'] = place.address
     with open(self.run_dir / f'{host}.log', 'ab') as log:
       self.processes[host] = place.popen(
-          [sys.executable, '-m', 'impala_jax.distributed.run_role', role],
+          [sys.executable, '-m', 'impala_jax.distributed.roles.run', role],
           env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
       )  # fmt: skip
 

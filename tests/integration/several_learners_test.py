@@ -13,9 +13,11 @@ import time
 import psutil
 import pytest
 
-from experiments import soak_processes
-from impala_jax import checkpointing, metrics
-from launch import manage, run_records
+from experiments.soak import processes as soak_processes
+from impala_jax.launching import run_records
+from impala_jax.learning import checkpointing
+from impala_jax.reporting import metrics
+from launch import manage
 
 if importlib.util.find_spec('reverb') is None:
   pytest.skip('no dm-reverb here', allow_module_level=True)
@@ -43,11 +45,11 @@ def learner(run_dir: pathlib.Path, index: int) -> psutil.Process | None:
       command, environment = process.cmdline(), process.environ()
     except psutil.Error:
       continue
-    if command[-2:] != ['impala_jax.distributed.run_role', 'learner']:
+    if command[-2:] != ['impala_jax.distributed.roles.run', 'learner']:
       continue
-    if 'launch.local_gang' not in command and environment.get('IMPALA_INDEX') == str(
-      index
-    ):
+    if 'impala_jax.launching.local_gang' not in command and environment.get(
+      'IMPALA_INDEX'
+    ) == str(index):
       return process
   return None
 

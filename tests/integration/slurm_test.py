@@ -12,12 +12,13 @@ import time
 import psutil
 import pytest
 
-from experiments import configs
-from impala_jax import checkpointing
 from impala_jax import config as config_lib
-from launch import backends, manage, run_directory
+from impala_jax import configs
+from impala_jax.launching import backends, run_directory
+from impala_jax.learning import checkpointing
+from launch import manage
 from tests.integration import slurm_cluster
-from tests.launch import programs
+from tests.launching import programs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -122,8 +123,8 @@ def _process(role: str, index: int) -> psutil.Process:
     try:
       environment = process.environ()
       if (
-        process.cmdline()[-2:] == ['impala_jax.distributed.run_role', role]
-        and 'launch.supervise' not in process.cmdline()
+        process.cmdline()[-2:] == ['impala_jax.distributed.roles.run', role]
+        and 'impala_jax.launching.supervise' not in process.cmdline()
         and environment.get('IMPALA_INDEX') == str(index)
         and environment.get('SLURM_CONF') == os.environ['SLURM_CONF']
       ):

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import configs
-from impala_jax import checkpointing, components
+from impala_jax import components, configs
 from impala_jax import config as config_lib
 from impala_jax.environments import base, catch
+from impala_jax.learning import checkpointing
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 

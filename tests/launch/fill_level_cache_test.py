@@ -11,7 +11,11 @@ import time
 import pytest
 
 from impala_jax import config as config_lib
-from impala_jax.environments import dmlab, level_cache, level_cache_filler
+from impala_jax.environments.dmlab import environment as dmlab
+from impala_jax.environments.dmlab import (
+  level_cache,
+  level_cache_filler,
+)
 from tests import fake_deepmind_lab as fake
 
 ROOT = pathlib.Path(__file__).parents[2]

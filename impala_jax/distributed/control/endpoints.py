@@ -1,0 +1,187 @@
+"""Where the learner listens and how the other roles get to it, in each mode.
+
+| mode | queue | parameters |
+|---|---|---|
+| one machine | loopback alone, by the kernel's filter | loopback alone |
+| several machines | all interfaces | all interfaces |
+| several machines with keys | loopback alone, behind a tunnel | TLS, all interfaces |
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from impala_jax import unroll_layout
+from impala_jax.distributed.control import board as control
+from impala_jax.distributed.control import grpc as control_grpc
+from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.security import tunnel as tls_tunnel
+from impala_jax.distributed.transport import reverb as reverb_transport
+from impala_jax.reporting import metrics
+
+
+class Place(NamedTuple):
+  """Where a learner runs.
+
+  Attributes:
+    host: name or address by which the other machines of the run reach this one;
+      empty where there are none.
+    control_port: TCP port of the parameters, 0 for any.
+    queue_port: TCP port of the queue, 0 for any.
+  """
+
+  host: str = ''
+  control_port: int = 0
+  queue_port: int = 0
+
+  @classmethod
+  def from_environment(cls, environment: Mapping[str, str]) -> 'Place':
+    """Of IMPALA_HOST, IMPALA_CONTROL_PORT and IMPALA_QUEUE_PORT, set by launchers.
+
+    Raises:
+      ValueError: names the variable that is no port.
+    """
+
+    return cls(
+      environment.get('IMPALA_HOST', ''),
+      read_port(environment, 'IMPALA_CONTROL_PORT'),
+      read_port(environment, 'IMPALA_QUEUE_PORT'),
+    )
+
+
+def read_port(environment: Mapping[str, str], name: str) -> int:
+  """The TCP port in a variable, 0 (any) where it is not set.
+
+  Raises:
+    ValueError: names the variable that is no port.
+  """
+  text = environment.get(name, '0')
+  if not text.isdigit() or int(text) >= 2**16:
+    raise ValueError(f'{name} is {text!r}: must be a port in [0, 65535]')
+  return int(text)
+
+
+@contextlib.contextmanager
+def serve(
+  layout: unroll_layout.UnrollLayout,
+  batch_size: int,
+  capacity: int,
+  parameters: control.Control,
+  place: Place,
+  keys: pathlib.Path | None = None,
+  open_port: bool = False,
+) -> Iterator[tuple[reverb_transport.ReverbReader, dict[str, str]]]:
+  """The learner's two servers.
+
+  Args:
+    layout: see `ReverbReader`; so are batch_size and capacity.
+    batch_size: rows.
+    capacity: rows.
+    parameters: what to serve.
+    place: see `Place`.
+    keys: folder of the run's keys, for mutual TLS.
+    open_port: on one machine, go on without the guard of the queue's port.
+
+  Yields:
+    The reader, and for `address.json` the addresses `control` and `transport`.
+
+  Raises:
+    OSError: a port is in use or cannot be guarded.
+    run_keys.KeysError, tls_tunnel.TunnelError: see there.
+  """
+  host = place.host or 'localhost'
+  learner_keys = None if keys is None else run_keys.load(keys, run_keys.LEARNER)
+  with contextlib.ExitStack() as stack:
+    guarded = learner_keys is not None or not (place.host or open_port)
+    reader = reverb_transport.ReverbReader(
+      layout,
+      batch_size,
+      capacity,
+      0 if learner_keys else place.queue_port,
+      loopback_only=guarded,
+    )
+    stack.callback(reader.close)
+    queue_port = reader.port
+    if learner_keys is not None:
+      tunnel = tls_tunnel.Server(learner_keys, reader.port, place.queue_port)
+      stack.callback(tunnel.close)
+      queue_port = tunnel.port
+    server = control_grpc.Server(
+      parameters,
+      '[::]' if place.host else '127.0.0.1',
+      place.control_port,
+      keys=learner_keys,
+    )
+    stack.callback(server.close)
+    yield (
+      reader,
+      {
+        'control': join(host, server.port),
+        'transport': join(host, queue_port),
+      },
+    )
+
+
+@contextlib.contextmanager
+def open_writer(
+  address: str,
+  layout: unroll_layout.UnrollLayout,
+  keys: pathlib.Path | None = None,
+) -> Iterator[reverb_transport.ReverbWriter]:
+  """A writer to the queue at an address of `serve`, through a tunnel with keys.
+
+  Raises:
+    run_keys.KeysError, tls_tunnel.TunnelError: see there.
+  """
+  with contextlib.ExitStack() as stack:
+    if keys is not None:
+      client_keys = run_keys.load(keys, run_keys.CLIENT)
+      tunnel = tls_tunnel.Client(client_keys, address)
+      stack.callback(tunnel.close)
+      address = tunnel.address
+    writer = reverb_transport.ReverbWriter(address, layout)
+    stack.callback(writer.close)
+    yield writer
+
+
+def open_control(address: str, keys: pathlib.Path | None = None) -> control_grpc.Client:
+  """A client of the parameters at an address of `serve`.
+
+  Raises:
+    run_keys.KeysError: see there.
+  """
+  client_keys = None if keys is None else run_keys.load(keys, run_keys.CLIENT)
+  return control_grpc.Client(address, keys=client_keys)
+
+
+def address_path(run_dir: pathlib.Path, learner: int) -> pathlib.Path:
+  """Where the learner process of that index writes its addresses."""
+  return run_dir / (f'address-{learner}.json' if learner else 'address.json')
+
+
+def read_address(run_dir: pathlib.Path, client_index: int) -> dict[str, str] | None:
+  """The addresses of the learner that serves a client.
+
+  Learner 0 writes last and says how many there are; clients are dealt over them.
+
+  Args:
+    run_dir: of the run.
+    client_index: of an actor; 0 for the evaluator.
+
+  Returns:
+    `control` and `transport` as `serve` yields them, or None where they are not, or
+    not wholly, there yet.
+  """
+  try:
+    first = metrics.read_json(address_path(run_dir, 0))
+    learner = client_index % int(first.get('learners', 1))
+    own = metrics.read_json(address_path(run_dir, learner)) if learner else first
+    return {'control': own['control'], 'transport': own['transport']}
+  except (ValueError, KeyError):
+    return None
+
+
+def join(host: str, port: int) -> str:
+  """host:port, with brackets around a bare IPv6 address."""
+  return f'[{host}]:{port}' if ':' in host and host[0] != '[' else f'{host}:{port}'

@@ -1,0 +1,175 @@
+"""`Control` over gRPC, for processes other than the learner's.
+
+Two unary methods with msgpack bodies, each call with a deadline. The parameters of
+one version are serialised once, whoever asks for them. With the keys of the run both
+sides show certificates; without, the address must be private to the run.
+"""
+
+import concurrent.futures
+import threading
+from typing import Any
+
+import grpc
+import msgpack
+from flax import serialization
+
+from impala_jax import types
+from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.transport import protocol as transport
+
+_SERVICE = 'impala_jax.Control'
+_OPTIONS = [
+  ('grpc.max_send_message_length', -1),
+  ('grpc.max_receive_message_length', -1),
+  # Without this a second server on the same port silently shares it.
+  ('grpc.so_reuseport', 0),
+  # A client made after a failure asks anew, rather than wait out the pause of another.
+  ('grpc.use_local_subchannel_pool', 1),
+]
+
+
+class Server:
+  """Serves a `Control`.
+
+  Args:
+    control: what to serve.
+    host: interface to bind; loopback unless the run spans machines.
+    port: 0 picks a free one.
+    keys: of the learner; then only clients with a certificate of the run get in.
+
+  Raises:
+    OSError: the port is taken.
+  """
+
+  def __init__(
+    self,
+    control: control_lib.Control,
+    host: str = '127.0.0.1',
+    port: int = 0,
+    keys: run_keys.Keys | None = None,
+  ):
+    self._control = control
+    self._serialised: tuple[int, bytes] = (-1, b'')
+    self._lock = threading.Lock()
+    pool = concurrent.futures.ThreadPoolExecutor(8, 'control')
+    self._server = grpc.server(pool, options=_OPTIONS)
+    handlers = {
+      'Fetch': grpc.unary_unary_rpc_method_handler(self._fetch),
+      'Report': grpc.unary_unary_rpc_method_handler(self._report),
+    }
+    self._server.add_generic_rpc_handlers(
+      (grpc.method_handlers_generic_handler(_SERVICE, handlers),)
+    )
+    try:
+      if keys is None:
+        self.port = self._server.add_insecure_port(f'{host}:{port}')
+      else:
+        authority, certificate, key = (file.read_bytes() for file in keys)
+        credentials = grpc.ssl_server_credentials(
+          [(key, certificate)], authority, require_client_auth=True
+        )
+        self.port = self._server.add_secure_port(f'{host}:{port}', credentials)
+    except RuntimeError as e:
+      raise OSError(f'cannot listen on {host}:{port}: {e}') from e
+    self.address = f'{host}:{self.port}'
+    self._server.start()
+
+  def close(self) -> None:
+    self._server.stop(grace=1.0).wait(timeout=5.0)
+
+  def _fetch(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+    newer = self._control.fetch(**msgpack.unpackb(request))
+    if newer is None:
+      return msgpack.packb(None)
+    version, params = newer
+    with self._lock:
+      if self._serialised[0] != version:
+        message = {
+          'version': version, 'params': params, 'learner': self._control.identity
+        }  # fmt: skip
+        self._serialised = (version, serialization.msgpack_serialize(message))
+      return self._serialised[1]
+
+  def _report(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+    return msgpack.packb(self._control.report(**msgpack.unpackb(request)))
+
+
+class Client:
+  """`Control.fetch` and `Control.report` of another process, with deadlines.
+
+  Args:
+    address: host:port of a `Server`.
+    timeout: seconds that one call may take.
+    keys: of a client, where the server has keys.
+
+  Attributes:
+    learner: `Control.identity` of the learner that gave the last parameters; empty
+      before. Versions of another one count for nothing.
+  """
+
+  def __init__(
+    self, address: str, timeout: float = 20.0, keys: run_keys.Keys | None = None
+  ):
+    self.learner = ''
+    self._address = address
+    self._timeout = timeout
+    if keys is None:
+      self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    else:
+      authority, certificate, key = (file.read_bytes() for file in keys)
+      # The name belongs to the certificate, not to the machine.
+      name = ('grpc.ssl_target_name_override', run_keys.LEARNER)
+      self._channel = grpc.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(authority, key, certificate),
+        options=[*_OPTIONS, name],
+      )
+    self._fetch = self._channel.unary_unary(f'/{_SERVICE}/Fetch')
+    self._report = self._channel.unary_unary(f'/{_SERVICE}/Report')
+
+  def fetch(self, have_version: int) -> tuple[int, types.Nest] | None:
+    """See `Control.fetch`.
+
+    Raises:
+      transport.TransportError: no answer within the time-out.
+    """
+    request = {'have_version': int(have_version), 'of': self.learner}
+    message = serialization.msgpack_restore(self._call(self._fetch, request))
+    if message is None:
+      return None
+    self.learner = message['learner']
+    return message['version'], message['params']
+
+  def report(
+    self,
+    role: str,
+    index: int,
+    incarnation: int,
+    totals: dict[str, float],
+    events: list[dict[str, Any]],
+  ) -> bool:
+    """See `Control.report`.
+
+    Raises:
+      transport.TransportError: no answer within the time-out.
+    """
+    reply = self._call(
+        self._report,
+        {
+            'role': role, 'index': index, 'incarnation': incarnation,
+            'totals': totals, 'events': events,
+        },
+    )  # fmt: skip
+    return bool(msgpack.unpackb(reply))
+
+  def close(self) -> None:
+    self._channel.close()
+
+  def _call(self, method: Any, request: dict[str, Any]) -> bytes:
+    try:
+      return method(msgpack.packb(request), timeout=self._timeout)
+    except grpc.RpcError as e:
+      raise transport.TransportError(
+        f'learner at {self._address}: {e.code().name.lower()}'
+      ) from None

@@ -1,0 +1,41 @@
+"""Where the unrolls of each actor process went, by file, for whoever adds up.
+
+A learner's own counts begin anew with it, and are sums over actors: over restarts only
+the counts of each actor process by each learner process balance.
+"""
+
+import dataclasses
+import pathlib
+
+from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.transport import protocol as transport
+from impala_jax.reporting import metrics
+
+
+def write(
+  run_dir: pathlib.Path,
+  learner: int,
+  control: control_lib.Control,
+  reader: transport.Reader,
+) -> None:
+  """Writes `unrolls-<learner>.json`, whole.
+
+  Args:
+    run_dir: of the run.
+    learner: index of this one.
+    control: knows what each actor process reported to have sent.
+    reader: knows what came of it.
+  """
+  sent = {
+    (p.index, p.incarnation): int(p.totals.get('unrolls', 0))
+    for p in control.peers()
+    if p.role == 'actor'
+  }
+  writers = [
+    {**dataclasses.asdict(w), 'sent': sent.get((w.actor, w.incarnation), 0)}
+    for w in reader.writers()
+  ]
+  metrics.write_json(
+    run_dir / f'unrolls-{learner}.json',
+    {'learner': control.identity, 'writers': writers},
+  )

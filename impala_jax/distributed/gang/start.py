@@ -1,0 +1,101 @@
+"""How the learners of a run become a gang: they meet, and JAX joins their devices."""
+
+import logging
+import os
+import pathlib
+import signal
+from collections.abc import Callable, Mapping
+
+import jax
+
+from impala_jax.distributed.gang import gang as learner_gang
+from impala_jax.distributed.gang import lines as gang_lines
+from impala_jax.distributed.security import ports
+
+_HEARTBEAT = 60  # Seconds, of jax.distributed itself.
+_CONNECT = 120  # Seconds, likewise: all are there by then.
+
+
+def join(
+  run_dir: pathlib.Path,
+  environment: Mapping[str, str],
+  should_stop: Callable[[], bool],
+) -> learner_gang.Alone | None:
+  """Meets the other learners of the run; before anything else uses JAX's devices.
+
+  Args:
+    run_dir: of the run.
+    environment: IMPALA_COUNT and IMPALA_INDEX (default: 1 and 0) say how many
+      learners there are and which this is, IMPALA_HOST by what name others reach it.
+    should_stop: asked while waiting.
+
+  Returns:
+    The gang, or None if told to stop before all had come.
+
+  Raises:
+    ValueError: names the variable that is out of range.
+    GangError: some did not come in time.
+    RuntimeError: they came, but JAX could not connect them.
+  """
+  count = _number(environment, 'IMPALA_COUNT', 1, 1, 2**16)
+  index = _number(environment, 'IMPALA_INDEX', 0, 0, count)
+  if count == 1:
+    return learner_gang.Alone()
+  host = environment.get('IMPALA_HOST', '')
+  if index == 0:
+    found = gang_lines.receive_from_others(run_dir, host, count, should_stop)
+    if found is None:
+      return None
+    gang = learner_gang.Gang(index, count, found, _leave_process)
+  else:
+    line = gang_lines.reach_first(run_dir, index, should_stop)
+    if line is None:
+      return None
+    gang = learner_gang.Gang(index, count, {0: line}, _leave_process)
+  with gang.together():
+    _connect_devices(gang, host)
+  logging.info('learner %d of %d: all are here', index, count)
+  return gang
+
+
+def _connect_devices(gang: learner_gang.Gang, host: str) -> None:
+  from impala_jax.distributed.control import endpoints
+
+  address = bind = None
+  if gang.index == 0:
+    port, lock = ports.reserve(0)
+    lock.close()
+    address = endpoints.join(host or '127.0.0.1', port)
+    bind = address if not host else None
+  on_stop = signal.getsignal(signal.SIGTERM)
+  # For learners on CPUs; others have means of their own.
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(
+    gang.spread(address),
+    gang.count,
+    gang.index,
+    coordinator_bind_address=bind,
+    cluster_detection_method='deactivate',  # Launchers say all there is to know.
+    initialization_timeout=_CONNECT,
+    heartbeat_timeout_seconds=_HEARTBEAT,
+  )
+  # JAX has put a handler of its own in the place of this process's.
+  signal.signal(signal.SIGTERM, on_stop)
+  with gang.updating():  # They tell each other of their devices.
+    jax.devices()
+
+
+def _number(
+  environment: Mapping[str, str], name: str, default: int, low: int, end: int
+) -> int:
+  text = environment.get(name, str(default))
+  if not text.isdecimal() or not low <= int(text) < end:
+    raise ValueError(f'{name} is {text!r}: must lie in [{low}, {end})')
+  return int(text)
+
+
+def _leave_process(cause: str) -> None:
+  logging.error('ends at once: %s', cause)
+  # Where supervisors look for it.
+  print(f'CAUSE: {cause}', flush=True)
+  os._exit(1)

@@ -1,0 +1,153 @@
+"""A client's connection to an inference server, and what both sides say first.
+
+A message is a kind and a length, and then so many bytes: of `inference_wire` for steps,
+msgpack for the rest. Answers have a status for a kind. Plain, or inside TLS with the
+keys of the run. (gRPC needs three times the CPU time a call, which here is made for
+every step of an actor.)
+"""
+
+import socket
+import ssl
+import struct
+import time
+from typing import NoReturn
+
+import msgpack
+
+from impala_jax.acting import policy as policy_lib
+from impala_jax.distributed.inference import wire as inference_wire
+from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.transport import protocol as transport
+
+HEAD = struct.Struct('<II')  # Kind or status, length.
+JOIN, STEP, LEAVE = range(3)
+OK, UNKNOWN, NO_ROOM, REFUSED = range(4)
+_LARGEST_REPLY = 1 << 28
+# A call that waits longer than the longest deadline of a batch has lost its server.
+CALL_TIMEOUT = 30.0
+
+
+class Refused(ValueError):
+  """The server takes this client for one of another run or version; says why."""
+
+
+class Channel:
+  """A connection to a `Server`, made with the first call. Used by one thread.
+
+  Args:
+    address: host:port.
+    wire: the form of its messages.
+    keys: of a client, where the server has keys.
+    timeout: seconds that one call may take.
+  """
+
+  def __init__(
+    self,
+    address: str,
+    wire: inference_wire.Wire,
+    keys: run_keys.Keys | None = None,
+    timeout: float = CALL_TIMEOUT,
+  ):
+    self.address = address
+    self._wire = wire
+    self._keys = keys
+    self._timeout = timeout
+    self._socket: socket.socket | None = None
+
+  def join(self, client: str, environments: int) -> int:
+    """See `Batcher.join`.
+
+    Raises:
+      transport.TransportError: no answer in time, or no room now.
+      Refused: see there.
+    """
+    message = {
+      'client': client, 'environments': environments, 'form': self._wire.fingerprint
+    }  # fmt: skip
+    return msgpack.unpackb(self._call(JOIN, msgpack.packb(message), self._timeout))
+
+  def step(self, request: inference_wire.Request) -> policy_lib.Decision:
+    """The decisions on a request.
+
+    Raises:
+      policy_lib.StatesLost: the server does not know the session.
+      transport.TransportError: no answer in time, or none that makes sense. Whether the
+        step was made is not known: the session is of no use any more.
+      Refused: see there.
+    """
+    reply = self._call(STEP, self._wire.pack_request(request), self._timeout)
+    try:
+      return self._wire.read_reply(reply, len(request.ids), int(request.begins.sum()))
+    except inference_wire.WireError as e:
+      raise transport.TransportError(f'{self._name}: {e}') from None
+
+  def leave(self, session: int) -> None:
+    """Raises transport.TransportError where nobody answers within two seconds."""
+    self._call(LEAVE, msgpack.packb({'session': session}), 2.0)
+
+  def close(self) -> None:
+    """The server frees what the client has there. Idempotent."""
+    if self._socket is not None:
+      self._socket.close()
+    self._socket = None
+
+  @property
+  def _name(self) -> str:
+    return f'inference server at {self.address}'
+
+  def _call(self, kind: int, message: bytes, timeout: float) -> bytes:
+    deadline = time.monotonic() + timeout
+    try:
+      if self._socket is None:
+        self._socket = self._connect(timeout)
+      self._socket.settimeout(timeout)
+      self._socket.sendall(b''.join([HEAD.pack(kind, len(message)), message]))
+      status, size = HEAD.unpack(self._receive(self._socket, HEAD.size, deadline))
+      if size > _LARGEST_REPLY:
+        raise OSError(f'an answer of {size} bytes')
+      reply = self._receive(self._socket, size, deadline)
+    except OSError as e:  # TimeoutError and those of TLS, too.
+      # Not in step any more: the next call begins with a connection of its own.
+      self.close()
+      raise transport.TransportError(f'{self._name}: {e.strerror or e}') from None
+    if status != OK:
+      self._raise(status, reply.decode(errors='replace'))
+    return reply
+
+  def _connect(self, timeout: float) -> socket.socket:
+    host, _, port = self.address.rpartition(':')
+    plain = socket.create_connection((host.strip('[]'), int(port)), timeout)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if self._keys is None:
+      return plain
+    # The name belongs to the certificate, not to the machine.
+    context = tls(self._keys, ssl.PROTOCOL_TLS_CLIENT)
+    return context.wrap_socket(plain, server_hostname=run_keys.INFERENCE)
+
+  def _receive(self, source: socket.socket, size: int, deadline: float) -> bytes:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+      source.settimeout(max(1e-3, deadline - time.monotonic()))
+      count = source.recv_into(view)
+      if not count:
+        raise ConnectionError('the connection was closed')
+      view = view[count:]
+    return bytes(data)
+
+  def _raise(self, status: int, words: str) -> NoReturn:
+    if status == UNKNOWN:
+      raise policy_lib.StatesLost(words)
+    if status == NO_ROOM:
+      raise transport.TransportError(f'{self._name}: {words}')
+    raise Refused(f'{self._name}: {words}')
+
+
+def tls(keys: run_keys.Keys, side: int) -> ssl.SSLContext:
+  """For `ssl.PROTOCOL_TLS_CLIENT` or `..._SERVER`; both sides must have a key."""
+  context = ssl.SSLContext(side)
+  context.minimum_version = ssl.TLSVersion.TLSv1_3
+  context.load_cert_chain(keys.certificate, keys.key)
+  context.load_verify_locations(keys.authority)
+  context.verify_mode = ssl.CERT_REQUIRED
+  return context

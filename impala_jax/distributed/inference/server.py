@@ -1,0 +1,177 @@
+"""An inference server's batcher over TCP, see `inference_channel`.
+
+Its connections are coroutines of one thread: as many clients may wait as there are.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+from typing import Any
+
+import msgpack
+
+from impala_jax.distributed.inference import batcher as inference_batcher
+from impala_jax.distributed.inference import channel as channel_lib
+from impala_jax.distributed.inference import sessions as inference_sessions
+from impala_jax.distributed.inference import wire as inference_wire
+from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.security import ports
+
+_PATIENCE = 30.0  # Seconds for the rest of a message that has begun, either way.
+
+
+class Server:
+  """Serves a batcher. A client whose connection ends has left.
+
+  Args:
+    batcher: what to serve; not closed here.
+    wire: the form of its messages.
+    host: interface to bind, '' for all; loopback unless the run spans machines.
+    port: 0 picks a free one.
+    keys: of the server; then only clients with a certificate of the run get in.
+
+  Raises:
+    OSError: the port is taken.
+  """
+
+  def __init__(
+    self,
+    batcher: inference_batcher.Batcher,
+    wire: inference_wire.Wire,
+    host: str = '127.0.0.1',
+    port: int = 0,
+    keys: run_keys.Keys | None = None,
+  ):
+    self._batcher = batcher
+    self._wire = wire
+    # A stranger's message may be no larger than one that makes sense.
+    self._largest = wire.request_bytes(batcher.max_batch) + 4096
+    listener = ports.listen(host, port, backlog=1024)
+    self.port = listener.getsockname()[1]
+    self.address = f'{host}:{self.port}'
+    self._connections: set[asyncio.Task[None]] = set()
+    self._loop = asyncio.new_event_loop()
+    self._thread = threading.Thread(
+      target=self._loop.run_forever, name='inference-tcp', daemon=True
+    )
+    self._thread.start()
+    self._listening = self._wait(self._listen(listener, keys))
+
+  def close(self) -> None:
+    """Ends all connections. Idempotent, bounded in time."""
+    if self._loop.is_closed():
+      return
+    with contextlib.suppress(concurrent.futures.TimeoutError):
+      self._wait(self._end())
+    self._loop.call_soon_threadsafe(self._loop.stop)
+    self._thread.join(5.0)
+    if not self._thread.is_alive():
+      self._loop.close()
+
+  def _wait(self, work: Any) -> Any:
+    return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+
+  async def _listen(
+    self, listener: socket.socket, keys: run_keys.Keys | None
+  ) -> asyncio.Server:
+    return await asyncio.start_server(
+      self._serve,
+      sock=listener,
+      limit=1 << 20,
+      ssl=None if keys is None else channel_lib.tls(keys, ssl.PROTOCOL_TLS_SERVER),
+      ssl_handshake_timeout=None if keys is None else 10.0,
+    )
+
+  async def _end(self) -> None:
+    self._listening.close()
+    for task in self._connections:
+      task.cancel()
+    if self._connections:
+      await asyncio.wait(self._connections, timeout=5.0)
+
+  async def _serve(
+    self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+  ) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    self._connections.add(task)
+    sessions: set[int] = set()
+    try:
+      # That a host has gone is noticed in the end.
+      plain = writer.get_extra_info('socket')
+      plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+      plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+      go_on = True
+      while go_on:
+        # A client may have nothing to ask for long.
+        kind, size = channel_lib.HEAD.unpack(
+          await reader.readexactly(channel_lib.HEAD.size)
+        )
+        if size > self._largest:
+          self._refuse(words := f'{size} bytes: at most {self._largest}')
+          status, reply, go_on = channel_lib.REFUSED, words.encode(), False
+        else:
+          async with asyncio.timeout(_PATIENCE):
+            message = await reader.readexactly(size)
+          status, reply = await self._answer(kind, message, sessions)
+        writer.write(channel_lib.HEAD.pack(status, len(reply)) + reply)
+        async with asyncio.timeout(_PATIENCE):
+          await writer.drain()
+    except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+      pass  # It has gone, is too slow, or the server ends.
+    finally:
+      for session in sessions:
+        self._batcher.leave(session)
+      self._connections.discard(task)
+      writer.close()
+
+  async def _answer(
+    self, kind: int, message: bytes, sessions: set[int]
+  ) -> tuple[int, bytes]:
+    """Status and reply; what makes no sense ends neither connection nor server."""
+    try:
+      if kind == channel_lib.STEP:
+        request = self._wire.read_request(message, self._batcher.max_batch)
+        decision = await asyncio.wrap_future(self._batcher.submit(request))
+        return channel_lib.OK, self._wire.pack_reply(request.session, decision)
+      if kind == channel_lib.JOIN:
+        asked = _unpack(message, {'client': str, 'environments': int, 'form': int})
+        if asked['form'] != self._wire.fingerprint:
+          raise inference_wire.WireError(
+            'another network, environment or version of the package'
+          )
+        session = self._batcher.join(asked['client'], asked['environments'])
+        sessions.add(session)
+        return channel_lib.OK, msgpack.packb(session)
+      if kind == channel_lib.LEAVE:
+        session = _unpack(message, {'session': int})['session']
+        self._batcher.leave(session)
+        sessions.discard(session)
+        return channel_lib.OK, b''
+      raise inference_wire.WireError(f'a message of the kind {kind}')
+    except inference_sessions.UnknownSession as e:
+      return channel_lib.UNKNOWN, str(e).encode()
+    except inference_sessions.NoRoom as e:
+      return channel_lib.NO_ROOM, str(e).encode()
+    except ValueError as e:
+      self._refuse(str(e))
+      return channel_lib.REFUSED, str(e).encode()
+
+  def _refuse(self, words: str) -> None:
+    logging.warning('refused a request: %s', words)
+    self._batcher.refuse()
+
+
+def _unpack(request: bytes, fields: dict[str, type]) -> dict[str, Any]:
+  try:
+    message = msgpack.unpackb(request)
+  except Exception as e:  # Of many kinds.
+    raise inference_wire.WireError(f'no msgpack: {e}') from None
+  types = {k: type(v) for k, v in message.items()} if type(message) is dict else None
+  if types != fields:
+    raise inference_wire.WireError(f'must have {sorted(fields)}')
+  return message

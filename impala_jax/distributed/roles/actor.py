@@ -1,0 +1,118 @@
+"""An actor's process, or its thread where a run is one process."""
+
+import contextlib
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from impala_jax import components
+from impala_jax.acting import actor as actor_lib
+from impala_jax.acting import patience as patience_lib
+from impala_jax.acting import policy as policy_lib
+from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.transport import protocol as transport
+from impala_jax.environments import registry
+
+_START_TIMEOUT = 180.0  # Seconds for environments to come up.
+
+
+def run(
+  parts: components.Components,
+  run_dir: pathlib.Path,
+  index: int,
+  incarnation: int,
+  should_stop: Callable[[], bool],
+) -> None:
+  """An actor process; it follows a learner that restarts or moves.
+
+  Raises:
+    transport.TransportError, TimeoutError: the learner, or the inference server, stayed
+      away, see `Actor.run`.
+    config.ConfigError: there is no device for its policy.
+  """
+  from impala_jax.distributed.control import learner_link, learner_way
+  from impala_jax.distributed.roles import policies
+
+  keys = run_keys.folder_of(parts.config, run_dir)
+  way = learner_way.Way(run_dir, index, parts.layout, keys)
+  link = learner_link.open_link(way, should_stop, writes=True)
+  if link is None:
+    return
+  with contextlib.closing(link):
+    policy: policy_lib.Policy
+    if parts.config.inference.servers:
+      policy = policies.remote(parts, run_dir, index, way.keys)
+    else:
+      policy = policies.local(parts, link, index, incarnation)
+    with contextlib.closing(policy):
+      drive(
+        parts, link, policy, link, index, incarnation, should_stop,
+        learner_way.patience() or patience_lib.SECONDS,
+      )  # fmt: skip
+
+
+def drive(
+  parts: components.Components,
+  writer: transport.Writer,
+  policy: policy_lib.Policy,
+  control: Any,
+  index: int,
+  incarnation: int,
+  should_stop: Callable[[], bool],
+  patience: float = patience_lib.SECONDS,
+) -> None:
+  """Runs one actor and its reports, in a process or a thread of its own.
+
+  The actor gives up after `patience` seconds without its learner, or the inference
+  server that is its `policy`.
+  """
+  config = parts.config
+  reporter = control_lib.Reporter(control, 'actor', index, incarnation)
+  told_to_stop = False
+
+  def totals() -> dict[str, float]:
+    return {
+      'agent_steps': actor.agent_steps,
+      'unrolls': actor.unrolls_sent,
+      'unrolls_dropped': actor.unrolls_dropped,
+      'version': actor.version,
+      **{f'seconds/{k}': v for k, v in actor.seconds.items()},
+    }
+
+  def stop() -> bool:
+    nonlocal told_to_stop
+    while actor.episodes:
+      episode = actor.episodes.popleft()
+      reporter.add({
+          'kind': 'episode', 'task_id': episode.task_id,
+          'return': episode.episode_return, 'length': episode.length,
+      })  # fmt: skip
+    while actor.failures:
+      failure = actor.failures.popleft()
+      logging.warning('environment %d: %s', failure.env_id, failure.cause)
+      reporter.add({
+          'kind': 'environment_failure', 'actor': index, 'env_id': failure.env_id,
+          'task_id': failure.task_id, 'cause': failure.cause,
+      })  # fmt: skip
+    # A report that fails is made again; how long for is the actor's business.
+    with contextlib.suppress(transport.TransportError):
+      told_to_stop = told_to_stop or not reporter.maybe_report(totals())
+    return told_to_stop or should_stop()
+
+  environment = parts.make_environments(index)
+  actor = actor_lib.Actor(
+      policy, environment, parts.layout, writer,
+      unroll_length=config.actor.unroll_length, actor_id=index,
+      incarnation=incarnation,
+      seed=registry.random_seed(config.seed, index, incarnation),
+      send_logits=config.actor.send_logits, should_stop=stop, patience=patience,
+      environment_patience=_START_TIMEOUT + 2 * config.environment.reset_timeout,
+  )  # fmt: skip
+  try:
+    actor.run()
+  finally:
+    environment.close()
+    with contextlib.suppress(transport.TransportError):
+      reporter.maybe_report({**totals(), 'left': 1}, force=True)

@@ -1,0 +1,80 @@
+"""The evaluator's process, or its thread where a run is one process."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from impala_jax import components
+from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.transport import protocol as transport
+from impala_jax.evaluation import evaluator
+
+_MISSED_END = 10.0  # Seconds without the learner; then the run is taken to have ended.
+
+
+def run(
+  parts: components.Components,
+  run_dir: pathlib.Path,
+  incarnation: int,
+  should_stop: Callable[[], bool],
+) -> None:
+  """The evaluator process: every so often in training, and once at its end."""
+  from impala_jax.distributed.control import learner_link, learner_way
+
+  keys = run_keys.folder_of(parts.config, run_dir)
+  way = learner_way.Way(run_dir, 0, parts.layout, keys)
+  link = learner_link.open_link(way, should_stop, writes=False)
+  if link is None:
+    return
+  with contextlib.closing(link):
+    drive(
+      parts, run_dir, link, incarnation, should_stop,
+      learner_way.patience() or _MISSED_END,
+    )  # fmt: skip
+
+
+def drive(
+  parts: components.Components,
+  run_dir: pathlib.Path,
+  control: Any,
+  incarnation: int,
+  should_stop: Callable[[], bool],
+  patience: float = _MISSED_END,
+) -> None:
+  """Evaluates until the run ends, then writes the last evaluation and a video.
+
+  The run has ended, too, when its learner has been away for `patience` seconds: it
+  has written its checkpoint.
+  """
+  config = parts.config
+  reporter = control_lib.Reporter(control, 'evaluator', 0, incarnation, interval=1.0)
+  ended = False
+
+  def run_ended() -> bool:
+    nonlocal ended
+    try:
+      ended = ended or not reporter.maybe_report({})
+    except transport.TransportError:
+      ended = reporter.unheard > patience
+    return ended or should_stop()
+
+  session = evaluator.Session(parts, run_dir)
+  version = -1
+  next_time = time.monotonic() + config.evaluator.interval
+  while not run_ended():
+    if time.monotonic() < next_time:
+      time.sleep(0.2)
+      continue
+    with contextlib.suppress(transport.TransportError):
+      newer = control.fetch(version)
+      if newer is not None:
+        version, params = newer
+        event = session.evaluate(version, params, run_ended)
+        if event is not None:
+          reporter.add(event)
+    next_time = time.monotonic() + config.evaluator.interval
+  if not should_stop():
+    session.finish(should_stop)

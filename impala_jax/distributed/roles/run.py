@@ -1,0 +1,85 @@
+"""Entry point of a role's process: `python -m impala_jax.distributed.roles.run actor`.
+
+The rest comes by environment variables, so that every launcher starts the same
+command: IMPALA_RUN_DIR, IMPALA_INDEX, IMPALA_INCARNATION, and IMPALA_PARENT (a
+process id; when it is gone, so is the reason to run).
+
+Exits with 0 at the end of the run, with 1 and a line `CAUSE: ...` where it fails, with
+2 for a wrong command, and with 143 (`STOPPED`) where it was ended in order by SIGTERM:
+whoever did not ask for that starts it again.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import signal
+import sys
+import threading
+
+STOPPED = 128 + signal.SIGTERM
+ROLES = ('learner', 'actor', 'inference', 'evaluator', 'all')
+
+
+def main(argv: list[str]) -> int:
+  if len(argv) != 2 or argv[1] not in ROLES:
+    print(f'usage: roles.run {"|".join(ROLES)}', file=sys.stderr)
+    return 2
+  role = argv[1]
+  run_dir = pathlib.Path(os.environ['IMPALA_RUN_DIR'])
+  index = int(os.environ.get('IMPALA_INDEX', '0'))
+  incarnation = int(os.environ.get('IMPALA_INCARNATION', '0'))
+  parent = int(os.environ.get('IMPALA_PARENT', '0'))
+  stop = threading.Event()
+  signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business.
+  logging.basicConfig(
+    level=logging.INFO,
+    format=f'%(asctime)s {role} {index} %(levelname)s %(message)s',
+    stream=sys.stdout,
+    force=True,
+  )
+
+  def should_stop() -> bool:
+    return stop.is_set() or (parent != 0 and os.getppid() != parent)
+
+  # Late, so that signals are handled while JAX loads.
+  from impala_jax.runtime import allocator, compile_cache
+
+  allocator.keep_memory()
+  compile_cache.enable()
+  from impala_jax import components
+  from impala_jax import config as config_lib
+  from impala_jax.distributed.roles import actor as actor_role
+  from impala_jax.distributed.roles import all_in_one
+  from impala_jax.distributed.roles import evaluator as evaluator_role
+  from impala_jax.distributed.roles import inference as inference_role
+  from impala_jax.distributed.roles import learner as learner_role
+
+  try:
+    saved = json.loads((run_dir / 'config.json').read_text())
+    parts = components.build(config_lib.from_dict(saved['config']))
+    whole = False
+    if role == 'learner':
+      whole = learner_role.run(parts, run_dir, should_stop)
+    elif role == 'actor':
+      actor_role.run(parts, run_dir, index, incarnation, should_stop)
+    elif role == 'inference':
+      inference_role.run(parts, run_dir, index, incarnation, should_stop)
+    elif role == 'evaluator':
+      evaluator_role.run(parts, run_dir, incarnation, should_stop)
+    else:
+      all_in_one.run(parts, run_dir, should_stop)
+  except Exception as e:
+    logging.exception('%s %d failed', role, index)
+    print(f'CAUSE: {type(e).__name__}: {e}', flush=True)
+    return 1
+  return STOPPED if stop.is_set() and not whole else 0
+
+
+if __name__ == '__main__':
+  code = main(sys.argv)
+  sys.stdout.flush()
+  # Native threads of the queue's server and of XLA may outlive an orderly
+  # interpreter shutdown; all files are closed by now.
+  os._exit(code)

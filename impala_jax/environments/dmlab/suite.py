@@ -1,0 +1,186 @@
+"""The suite `dmlab`: levels of DeepMind Lab, each environment in its own process."""
+
+import dataclasses
+import difflib
+import importlib.util
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from impala_jax import config as config_lib
+from impala_jax import types
+from impala_jax.environments import instruction_ids, registry
+from impala_jax.environments.dmlab import actions as dmlab_actions
+from impala_jax.environments.dmlab import environment as dmlab
+from impala_jax.environments.dmlab import levels as dmlab30
+from impala_jax.environments.engines import pool as process_pool
+
+GROUP = 'dmlab30'  # As a level it stands for the 30 training levels.
+_MAKER = 'impala_jax.environments.dmlab.environment:make'
+# Of the engine's own folder of levels; any path with a folder is taken as it is.
+_OTHERS = (
+  'lt_chasm',
+  'lt_hallway_slope',
+  'lt_horseshoe_color',
+  'lt_space_bounce_hard',
+  'nav_maze_random_goal_01',
+  'nav_maze_random_goal_02',
+  'nav_maze_random_goal_03',
+  'nav_maze_static_01',
+  'nav_maze_static_02',
+  'nav_maze_static_03',
+  'seekavoid_arena_01',
+  'stairway_to_melon',
+)
+_KNOWN = tuple(
+  dict.fromkeys((*dmlab30.TRAINING_LEVELS, *dmlab30.TEST_LEVELS, *_OTHERS))
+)
+
+
+def engine_settings(config: config_lib.Config, evaluation: bool) -> dict[str, Any]:
+  """The arguments of `dmlab.DmLab`, but for level and seed."""
+  settings = config.environment
+  return {
+    'action_set': settings.action_set,
+    'action_repeat': settings.action_repeat,
+    'width': settings.frame_width,
+    'height': settings.frame_height,
+    'evaluation': evaluation,
+    'level_cache': settings.level_cache,
+    'level_cache_gib': settings.level_cache_gib,
+    'episode_seeds': 0 if evaluation else settings.episode_seeds,
+    'dataset_path': settings.dataset_path,
+  }
+
+
+def played(level: str, evaluation: bool) -> str:
+  """The version of a level that is played: the one for tests in evaluation.
+
+  Raises:
+    ConfigError: the level is held out, and this is no evaluation.
+  """
+  if evaluation:
+    return dmlab30.tested_on(level)
+  known = dmlab30.find(level)
+  if known and known.train != level.removeprefix(dmlab30.PREFIX):
+    raise config_lib.ConfigError(
+      f'level {level!r} is held out for evaluation: train on {known.train}, which is '
+      f'evaluated on {known.test}'
+    )
+  return level
+
+
+def problem(level: str) -> str | None:
+  """Why there is no such level, or None where there is one."""
+  name = level.removeprefix(dmlab30.PREFIX)
+  inside = name != level
+  if (inside and dmlab30.find(name)) or (not inside and '/' in level):
+    return None
+  if not inside and level in _KNOWN:
+    return None
+  near = difflib.get_close_matches(name.lower(), (GROUP, *_KNOWN), 3, 0.6)
+  hint = (
+    f'did you mean {", ".join(near)}?' if near else f'known are {", ".join(_KNOWN)}'
+  )
+  return f'unknown DeepMind Lab level {level!r}: {hint}'
+
+
+def resolve(config: config_lib.Config) -> config_lib.Config:
+  """Writes out `dmlab30`; with `skip_unavailable_levels` drops levels without pictures.
+
+  Raises:
+    ConfigError: DeepMind Lab is not installed, pictures are missing, or a setting is
+      one that the engine cannot have.
+  """
+  if importlib.util.find_spec('deepmind_lab') is None:
+    raise config_lib.ConfigError(
+      f'{dmlab.NOT_INSTALLED}\nWithout it, --suite=doom trains on several first-person '
+      'levels by the same code.'
+    )
+  settings = config.environment
+  levels: list[str] = []
+  for level in settings.levels:
+    levels += dmlab30.TRAINING_LEVELS if level == GROUP else [level]
+  levels = list(dict.fromkeys(levels))
+  lacking = {x: dmlab.picture_problem(x, settings.dataset_path) for x in levels}
+  left = [x for x in levels if not lacking[x]]
+  problems = _setting_problems(settings)
+  if len(left) < len(levels):
+    reasons = [text for text in lacking.values() if text]
+    if not settings.skip_unavailable_levels:
+      problems += reasons
+      problems.append('or leave such levels out: environment.skip_unavailable_levels')
+    elif not left:
+      problems += reasons
+    else:
+      out = ', '.join(x for x in levels if lacking[x])
+      logging.getLogger(__name__).warning(
+        'left out, as environment.skip_unavailable_levels says: %s (no pictures)', out
+      )
+  if problems:
+    raise config_lib.ConfigError('\n'.join(problems))
+  return dataclasses.replace(
+    config, environment=dataclasses.replace(settings, levels=tuple(left))
+  )
+
+
+def _setting_problems(settings: config_lib.Environment) -> list[str]:
+  problems = []
+  wrong = dmlab_actions.problem(settings.action_set)
+  if wrong:
+    problems.append(f'environment.{wrong}')
+  for field in ('frame_width', 'frame_height'):
+    value = getattr(settings, field)
+    if value < 4 or value % 4:
+      problems.append(
+        f'environment.{field} is {value}: must be a positive multiple of 4'
+      )
+  return problems
+
+
+def _spec(config: config_lib.Config) -> types.EnvironmentSpec:
+  settings = config.environment
+  wrong = dmlab_actions.problem(settings.action_set)
+  if wrong:
+    raise config_lib.ConfigError(f'environment.{wrong}')
+  frame = (settings.frame_height, settings.frame_width, 3)
+  return types.EnvironmentSpec(
+    {
+      'frame': types.ArraySpec(frame, np.dtype(np.uint8)),
+      'instruction': types.ArraySpec((instruction_ids.LENGTH,), np.dtype(np.int32)),
+    },
+    len(dmlab_actions.table(settings.action_set)),
+  )
+
+
+def _make(
+  config: config_lib.Config, tasks: Sequence[int], evaluation: bool
+) -> process_pool.ProcessPool:
+  settings = config.environment
+  shared = engine_settings(config, evaluation)
+  levels = [played(settings.levels[task], evaluation) for task in tasks]
+  return process_pool.ProcessPool(
+    [
+      process_pool.EngineSpec(_MAKER, {'level': level, **shared}, level)
+      for level in levels
+    ],
+    tasks,
+    _spec(config),
+    max_ready=0 if evaluation else config.actor.inference_batch,
+    step_timeout=settings.step_timeout,
+    reset_timeout=settings.reset_timeout,
+    max_restarts=settings.engine_restarts,
+  )
+
+
+SUITE = registry.Suite(
+  make=_make,
+  spec=_spec,
+  problem=problem,
+  scene=lambda config, task: _make(config, [task], True),
+  resolve=resolve,
+  scores=dmlab30.scores,
+  reference=dmlab30.reference,
+)

@@ -1,0 +1,128 @@
+"""One environment of a `process_pool`: what it is made of, its state, and its ends."""
+
+import collections
+import dataclasses
+import enum
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from impala_jax.environments.engines import link as engine_link
+from impala_jax.environments.engines import process as engine_process
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSpec:
+  """What a process of the pool makes its environment with.
+
+  The process works in the caller's directory and can import what the caller can. Its
+  TMPDIR is its own, and removed with it.
+
+  Attributes:
+    maker: `package.module:function`, called in the process with `seed`, an int in
+      [0, 2^31), and `kwargs`. It returns a `dm_env.Environment` whose attribute
+      `episode_seed`, where there is one, is named when a step fails. Where it has an
+      attribute `on_episode_seed`, that is set to a function which the environment
+      calls with an episode's seed before its engine begins it, so that the seed can be
+      named when that ends the process. What the maker raises of ValueError, TypeError,
+      ImportError and AttributeError is taken for a mistake of the caller.
+    kwargs: can be pickled.
+    name: for errors, for example the level.
+    shared_memory: prefixes of the names that the engine makes in /dev/shm, to be
+      removed when it could not do so.
+  """
+
+  maker: str
+  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  name: str = 'environment'
+  shared_memory: tuple[str, ...] = ()
+
+  def check(self) -> None:
+    """Raises ValueError where `maker` cannot be a name."""
+    module, _, function = self.maker.partition(':')
+    if not (module and function):
+      raise ValueError(
+        f'maker of {self.name} is {self.maker!r}: must be package.module:function'
+      )
+
+
+class State(enum.Enum):
+  """Of an environment; the value is for people."""
+
+  ABSENT = 'waits to be restarted'
+  STARTING = 'starting'
+  RESETTING = 'in reset'
+  STEPPING = 'in step'
+  READY = 'has a time step'
+  IDLE = 'waits for an action'
+  ENDING = 'being killed'
+
+
+# What an engine is busy with.
+PHASES = {State.STARTING: 'start', State.RESETTING: 'reset', State.STEPPING: 'step'}
+
+
+@dataclasses.dataclass(slots=True)
+class Engine:
+  """What a pool knows of one environment and the engine that it has now."""
+
+  state: State = State.ABSENT
+  generation: int = 0  # Of its engine: how many there were.
+  restarts: int = 0  # Since `reset`.
+  seed: int = 0
+  waiting: bool = False  # The caller owes an action.
+  over: bool = True  # The time step handed out last was LAST.
+  fresh: bool = False  # The caller has not been told of this engine.
+  episode_return: float = 0.0  # Of the episode so far.
+  length: int = 0
+  sent_at: float = 0.0
+  deadline: float = np.inf  # Of what it does; of being started, where ABSENT.
+  phase: str = ''  # What it took too long for, where ENDING.
+  deaths: collections.deque[float] = dataclasses.field(
+    default_factory=collections.deque
+  )
+
+
+def describe_end(
+  name: str,
+  engine: Engine,
+  ended: engine_link.Ended,
+  limit: float,
+  episode_seed: int,
+) -> tuple[str, str]:
+  """The kind of an engine's end, and its cause in words.
+
+  Args:
+    name: of the environment, with a bracket left open.
+    engine: as it was when its process ended.
+    ended: what its keeper says.
+    limit: seconds that it had, if it was killed for being slow.
+    episode_seed: that in its slot.
+  """
+  report = ended.report or {}
+  if engine.state is State.ENDING:
+    kind, phase = 'timeout', engine.phase
+    how = f'no answer in {limit:g} s'
+  else:
+    kind = report.get('kind', 'signal' if ended.status < 0 else 'exit')
+    phase = report.get('phase') or PHASES.get(engine.state, 'between steps')
+    how = report.get('text') or _exit(ended.status)
+  seeds = f'seed {engine.seed}'
+  seed = report.get('episode_seed', episode_seed)
+  if seed != engine_process.NO_SEED:
+    seeds += f', episode seed {seed}'
+  cause = f'{name}, {seeds}): {how} ({phase})'
+  if ended.output and not report:
+    cause += f'; its last output: {ended.output}'
+  return kind, cause
+
+
+def _exit(status: int) -> str:
+  if status >= 0:
+    return f'its process ended with exit code {status}'
+  try:
+    return f'its process was ended by {signal.Signals(-status).name}'
+  except ValueError:
+    return f'its process was ended by signal {-status}'

@@ -1,0 +1,262 @@
+"""What every backend does, and what they share: options, state, commands.
+
+`render` is pure: a program and options give files, whether or not the engine is
+there. All else asks the engine; every command has a deadline. The state of a run
+that was submitted is `launch.json` in its run directory.
+"""
+
+import abc
+import dataclasses
+import json
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from impala_jax import config as config_lib
+from impala_jax.launching import program as program_lib
+from impala_jax.launching import run_records
+from impala_jax.reporting import metrics
+
+# The package can be imported there, installed or not.
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
+COMMAND_TIMEOUT = 60.0  # Seconds that an engine's command may take.
+
+
+class BackendError(Exception):
+  """The engine is missing, refused or did not answer; the text says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What all engines are told. `--launcher_set <launcher>.<field>=<value>`."""
+
+  python: str = sys.executable  # The interpreter on the nodes or in the image.
+  setup: str = ''  # Shell line before it, such as `source venv/bin/activate`.
+  learners: int = 1  # Processes, one a host.
+  learner_cpus: int = 8
+  learner_memory_gib: float = 32.0
+  learner_gpus: int = 0
+  learner_grace: int = 120  # Seconds to write a checkpoint.
+  actor_cpus: int = 1
+  actor_memory_gib: float = 3.0
+  actor_gpus: int = 0  # For actor.platform=gpu.
+  inference_cpus: int = 4
+  inference_memory_gib: float = 8.0
+  inference_gpus: int = 0
+  evaluator_cpus: int = 1
+  evaluator_memory_gib: float = 3.0
+  max_restarts: int = 5  # Of one process within ten minutes.
+
+  def check(self, launcher: str) -> list[str]:
+    """What is wrong, each with field, value and what is allowed."""
+    counts = ('learners', 'learner_cpus', 'learner_grace', 'actor_cpus',
+              'inference_cpus', 'evaluator_cpus')  # fmt: skip
+    memory = ('learner_memory_gib', 'actor_memory_gib', 'inference_memory_gib',
+              'evaluator_memory_gib')  # fmt: skip
+    problems = [(f, 'must be at least 1') for f in counts if getattr(self, f) < 1]
+    problems += [
+      (f, 'must not be negative')
+      for f in ('learner_gpus', 'actor_gpus', 'inference_gpus', 'max_restarts')
+      if getattr(self, f) < 0
+    ]
+    problems += [
+      (f, 'must lie in [0.1, 100000)')
+      for f in memory
+      if not 0.1 <= getattr(self, f) < 1e5
+    ]
+    problems += self.more_problems()
+    return [f'{launcher}.{f} is {getattr(self, f)!r}: {text}' for f, text in problems]
+
+  def more_problems(self) -> list[tuple[str, str]]:
+    """(field, what is allowed) of a backend's own fields."""
+    return []
+
+  @property
+  def resources(self) -> dict[str, program_lib.Resources]:
+    return {
+      role: program_lib.Resources(
+        cpus=getattr(self, f'{role}_cpus'),
+        memory_mib=round(1024 * getattr(self, f'{role}_memory_gib')),
+        gpus=getattr(self, f'{role}_gpus', 0),
+      )
+      for role in ('learner', 'actor', 'inference', 'evaluator')
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One replica as the engine sees it."""
+
+  role: str
+  index: int
+  state: str  # 'pending', 'running', 'done' or 'failed'.
+  where: str = ''  # Host.
+  detail: str = ''  # The engine's own words; for a failure, its cause.
+
+
+@dataclasses.dataclass
+class Launch:
+  """A submitted run: what `launch.json` holds.
+
+  Attributes:
+    launcher: name of the backend.
+    options: fields of its options.
+    program: what was submitted, with the present number of actors.
+    handles: what the engine calls the parts; the backend's own business.
+  """
+
+  launcher: str
+  options: dict[str, Any]
+  program: program_lib.Program
+  handles: dict[str, Any]
+
+  @property
+  def run_dir(self) -> pathlib.Path:
+    return pathlib.Path(self.program.run_dir)
+
+  def write(self) -> None:
+    metrics.write_json(
+      self.run_dir / 'launch.json',
+      {
+        'launcher': self.launcher,
+        'options': self.options,
+        'program': program_lib.to_dict(self.program),
+        'handles': self.handles,
+      },
+    )
+
+
+def read_launch(run_dir: pathlib.Path) -> Launch:
+  """Raises BackendError where nothing was submitted from `run_dir`."""
+  path = run_dir / 'launch.json'
+  try:
+    data = json.loads(path.read_text())
+    return Launch(
+      data['launcher'],
+      data['options'],
+      program_lib.from_dict(data['program']),
+      data['handles'],
+    )
+  except OSError as e:
+    raise BackendError(
+      f'no launched run in {str(run_dir)!r} ({e.strerror}: launch.json)'
+    ) from e
+  except (ValueError, KeyError, TypeError) as e:
+    raise BackendError(f'{path} is unreadable: {e!r}') from e
+
+
+class Backend(abc.ABC):
+  """One engine.
+
+  Args:
+    options: of this backend, checked.
+  """
+
+  name: ClassVar[str]
+
+  def __init__(self, options: Any):
+    self.options = options
+
+  def program(
+    self, config: config_lib.Config, run_dir: pathlib.Path, launches: int = 0
+  ) -> program_lib.Program:
+    """The run with this backend's sizes. Raises `config_lib.ConfigError`."""
+    return program_lib.program_of(
+      config,
+      run_dir,
+      _ROOT,
+      launches,
+      self.options.learners,
+      self.options.resources,
+      float(self.options.learner_grace),
+      self.options.max_restarts,
+    )
+
+  def describe(self, program: program_lib.Program) -> str:
+    """All that `submit` would write and run, for `--dry_run`."""
+    parts = [f'# --- {name} ---\n{text}' for name, text in self.render(program).items()]
+    commands = '\n'.join(shlex.join(c) for c in self.commands(program))
+    return '\n'.join([*parts, f'# --- commands ---\n{commands}'])
+
+  @abc.abstractmethod
+  def render(self, program: program_lib.Program) -> dict[str, str]:
+    """Text by file name, in the order of submission. Pure.
+
+    Raises:
+      BackendError: the engine cannot hold this program.
+    """
+
+  @abc.abstractmethod
+  def commands(self, program: program_lib.Program) -> list[list[str]]:
+    """What `submit` runs, for people to read."""
+
+  @abc.abstractmethod
+  def submit(self, program: program_lib.Program) -> Launch:
+    """Writes the files to `run_dir/launch/` and starts them.
+
+    Raises:
+      BackendError: nothing runs; what had been started was cancelled.
+    """
+
+  @abc.abstractmethod
+  def status(self, launch: Launch) -> list[Task]:
+    """All replicas, by role and index."""
+
+  @abc.abstractmethod
+  def scale(self, launch: Launch, role: str, replicas: int) -> str:
+    """Changes the number of replicas and `launch`; returns what was done, in words."""
+
+  @abc.abstractmethod
+  def stop(self, launch: Launch) -> str:
+    """Ends the run: the learner first, with a checkpoint. Bounded in time."""
+
+  def log(self, launch: Launch, role: str, index: int, lines: int) -> str:
+    """The last lines of one replica's log, from the run directory."""
+    path = run_records.log_path(launch.run_dir, role, index)
+    try:
+      return '\n'.join(path.read_text(errors='replace').splitlines()[-lines:])
+    except OSError as e:
+      raise BackendError(f'no log {path}: {e.strerror}') from e
+
+  def write_files(self, program: program_lib.Program, files: dict[str, str]) -> None:
+    folder = pathlib.Path(program.run_dir) / 'launch'
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder.parent / 'logs').mkdir(exist_ok=True)
+    for name, text in files.items():
+      (folder / name).write_text(text)
+
+  def new_launch(self, program: program_lib.Program, handles: dict[str, Any]) -> Launch:
+    launch = Launch(self.name, dataclasses.asdict(self.options), program, handles)
+    launch.write()
+    return launch
+
+
+def run_command(
+  argv: Sequence[str], stdin: str | None = None, timeout: float = COMMAND_TIMEOUT
+) -> str:
+  """Standard output of an engine's command.
+
+  Raises:
+    BackendError: it is not installed, failed, or took longer than `timeout` seconds.
+  """
+  if shutil.which(argv[0]) is None:
+    raise BackendError(
+      f'{argv[0]} is not on PATH here: submit from a machine that has it, or use '
+      '--dry_run to see what would be submitted'
+    )
+  try:
+    done = subprocess.run(
+        argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+    )  # fmt: skip
+  except subprocess.TimeoutExpired:
+    raise BackendError(f'{argv[0]} did not answer within {timeout:.0f} s') from None
+  if done.returncode != 0:
+    words = (done.stderr or done.stdout).strip().splitlines()
+    raise BackendError(
+      f'{" ".join(argv[:3])} failed: {words[-1] if words else "without a word"}'
+    )
+  return done.stdout

@@ -1,0 +1,205 @@
+"""The pods of a run and what they are told, as plain dictionaries. Pure."""
+
+import dataclasses
+import re
+from typing import Any
+
+from impala_jax.launching import program as program_lib
+from impala_jax.launching.backends import backend
+
+RUN_LABEL = 'impala-jax/run'
+ROLE_LABEL = 'impala-jax/role'
+INDEX = 'batch.kubernetes.io/job-completion-index'
+RUN_DIR = '/impala-run'
+_EVALUATION = 300
+_LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
+
+Object = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(backend.Options):
+  """Where the pods run and what they are given."""
+
+  python: str = 'python'
+  image: str = 'impala_jax:latest'
+  work_dir: str = '/impala'  # In the image; the package can be imported there.
+  namespace: str = 'default'
+  context: str = ''  # Of kubectl's configuration; '' for the current one.
+  claim: str = ''  # An existing volume claim, ReadWriteMany; '' makes one.
+  storage_class: str = ''
+  storage_gib: int = 50
+  accelerator: str = 'nvidia.com/gpu'  # Resource that learner_gpus counts.
+  # key=value, of the learners, and of inference servers with accelerators.
+  node_selector: tuple[str, ...] = ()
+  pull_secret: str = ''
+  user: int = 1000  # Numeric, not root.
+  base_port: int = 8470  # Control; those of queue and inference servers follow.
+
+  def more_problems(self) -> list[tuple[str, str]]:
+    problems = []
+    for field in ('namespace', 'claim', 'pull_secret'):
+      value = getattr(self, field)
+      if (value or field == 'namespace') and not _LABEL.fullmatch(value):
+        problems.append((field, 'must be a DNS label'))
+    if not self.image or re.search(r'\s', self.image):
+      problems.append(('image', 'must name an image'))
+    if not 1 <= self.user < 2**31:
+      problems.append(('user', 'must lie in [1, 2^31): not root'))
+    if not 1024 <= self.base_port <= 65_000:
+      problems.append(('base_port', 'must lie in [1024, 65000]'))
+    if self.storage_gib < 1:
+      problems.append(('storage_gib', 'must be at least 1'))
+    if any(s.count('=') != 1 for s in self.node_selector):
+      problems.append(('node_selector', 'must be key=value, separated by commas'))
+    return problems
+
+
+def labels(program: program_lib.Program, role: str = '') -> dict[str, str]:
+  run = {'app.kubernetes.io/name': 'impala-jax', RUN_LABEL: program.name}
+  return {**run, ROLE_LABEL: role} if role else run
+
+
+def ports(
+  program: program_lib.Program, options: Options, role: str = 'learner'
+) -> dict[str, int]:
+  """Of a role, by name; no two roles have the same."""
+  number = options.base_port
+  for other in program.roles:
+    if other.name == role:
+      return {name: number + i for i, name in enumerate(other.ports)}
+    number += len(other.ports)
+  return {}
+
+
+def service(program: program_lib.Program, role: str) -> str:
+  """Name of the headless Service by which pods of a role that serves are found."""
+  return f'{program.name}-{role}'
+
+
+def pod(
+  program: program_lib.Program, options: Options, role: program_lib.Role
+) -> Object:
+  spec: Object = {
+    'restartPolicy': 'Never',
+    # The supervisor's margin over its process.
+    'terminationGracePeriodSeconds': round(role.grace) + 15,
+    'automountServiceAccountToken': False,
+    'enableServiceLinks': False,
+    'securityContext': {
+      'runAsNonRoot': True,
+      'runAsUser': options.user,
+      'runAsGroup': options.user,
+      'fsGroup': options.user,
+      'seccompProfile': {'type': 'RuntimeDefault'},
+    },
+    'containers': [_container(program, options, role)],
+    'volumes': [
+      {
+        'name': 'run',
+        'persistentVolumeClaim': {'claimName': options.claim or f'{program.name}-run'},
+      },
+      {'name': 'config', 'configMap': {'name': f'{program.name}-config'}},
+      {'name': 'tmp', 'emptyDir': {}},
+    ],
+  }
+  if options.pull_secret:
+    spec['imagePullSecrets'] = [{'name': options.pull_secret}]
+  if role.name == 'inference':
+    # With the host name that an Indexed Job gives, pods have names in the network.
+    spec['subdomain'] = service(program, role.name)
+  accelerated = role.name == 'inference' and role.resources.gpus
+  if (role.name == 'learner' or accelerated) and options.node_selector:
+    spec['nodeSelector'] = dict(s.split('=') for s in options.node_selector)
+  return spec
+
+
+def _container(
+  program: program_lib.Program, options: Options, role: program_lib.Role
+) -> Object:
+  resources = {
+    'cpu': str(role.resources.cpus),
+    'memory': f'{role.resources.memory_mib}Mi',
+  }
+  if role.resources.gpus:
+    resources[options.accelerator] = str(role.resources.gpus)
+  container: Object = {
+    'name': role.name,
+    'image': options.image,
+    'workingDir': options.work_dir,
+    'command': _command(program, options, role),
+    'env': _environment(program, options, role),
+    # A copy, or YAML would show a reference.
+    'resources': {'requests': resources, 'limits': dict(resources)},
+    'securityContext': {
+      'allowPrivilegeEscalation': False,
+      'readOnlyRootFilesystem': True,
+      'capabilities': {'drop': ['ALL']},
+    },
+    'volumeMounts': [
+      {'name': 'run', 'mountPath': RUN_DIR, 'subPath': program.name},
+      {
+        'name': 'config',
+        'mountPath': f'{RUN_DIR}/config.json',
+        'subPath': 'config.json',
+        'readOnly': True,
+      },
+      {'name': 'tmp', 'mountPath': '/tmp'},
+    ],
+  }
+  if role.ports:
+    container['ports'] = [
+      {'name': n, 'containerPort': p, 'protocol': 'TCP'}
+      for n, p in ports(program, options, role.name).items()
+    ]
+  return container
+
+
+def _command(
+  program: program_lib.Program, options: Options, role: program_lib.Role
+) -> list[str]:
+  command = [
+    options.python, '-m', 'impala_jax.launching.supervise', role.name,
+    '--index_from=IMPALA_INDEX',
+    f'--first_incarnation={program.first_incarnation}', f'--grace={role.grace:g}',
+    f'--window={role.restart.window:g}',
+  ]  # fmt: skip
+  if role.restart.gang:
+    command.append('--once')
+  else:
+    command.append(f'--max_restarts={role.restart.max_restarts}')
+  if role.restart.essential:
+    command.append('--essential')
+  else:
+    command.append(f'--linger={_EVALUATION if role.name == "evaluator" else 20}')
+  command += ['--', options.python, *role.argv]
+  if not options.setup:
+    return command
+  return ['/bin/sh', '-c', f'{options.setup}\nexec "$@"', 'sh', *command]
+
+
+def _environment(
+  program: program_lib.Program, options: Options, role: program_lib.Role
+) -> list[Object]:
+  learners = program.role('learner')
+  env: list[Object] = [
+    {
+      'name': 'IMPALA_INDEX',
+      'valueFrom': {'fieldRef': {'fieldPath': f"metadata.annotations['{INDEX}']"}},
+    },
+    {'name': 'IMPALA_RUN_DIR', 'value': RUN_DIR},
+    {'name': 'IMPALA_COUNT', 'value': str(learners.replicas)},
+    # The root file system is read-only.
+    {'name': 'HOME', 'value': '/tmp'},
+  ]
+  if role.ports:
+    served = ports(program, options, role.name)
+    # A JobSet numbers its jobs, too.
+    job = '-0' if role.name == 'learner' else ''
+    domain = service(program, role.name)
+    host = f'{program.name}-{role.name}{job}-$(IMPALA_INDEX).{domain}'
+    env.append({'name': 'IMPALA_HOST', 'value': host})
+    env += [
+      {'name': f'IMPALA_{n.upper()}_PORT', 'value': str(p)} for n, p in served.items()
+    ]
+  return env

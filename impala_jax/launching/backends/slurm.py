@@ -1,0 +1,207 @@
+"""Slurm: the learners one job, the evaluator one, the actors job arrays.
+
+Each job's shell becomes `launching.supervise`, which restarts processes; Slurm
+requeues jobs whose node is lost or preempted. Not one heterogeneous job: losing an
+actor's node would requeue the learner.
+"""
+
+import dataclasses
+import pathlib
+import re
+import time
+from typing import Any
+
+from impala_jax.launching import program as program_lib
+from impala_jax.launching import run_records
+from impala_jax.launching.backends import backend, slurm_scripts
+from impala_jax.reporting import metrics
+
+Options = slurm_scripts.Options
+
+_DEFAULT_MAX_ARRAY = 1001  # Slurm's own default.
+_LEAVE_TIMEOUT = 45.0  # Seconds for actors to leave a run that has ended.
+_CANCEL_TIMEOUT = 90.0  # Seconds until Slurm's SIGKILL must have worked.
+_STATES = {
+  'COMPLETED': 'done', 'CANCELLED': 'done', 'RUNNING': 'running',
+  'COMPLETING': 'running', 'STOPPED': 'running', 'SIGNALING': 'running',
+  'FAILED': 'failed', 'TIMEOUT': 'failed', 'NODE_FAIL': 'failed',
+  'OUT_OF_MEMORY': 'failed', 'BOOT_FAIL': 'failed', 'DEADLINE': 'failed',
+}  # fmt: skip
+
+
+class Slurm(backend.Backend):
+  """See the module; `options` are `Options`."""
+
+  name = 'slurm'
+  options: Options
+
+  def render(self, program: program_lib.Program) -> dict[str, str]:
+    return slurm_scripts.render(program, self.options)
+
+  def commands(self, program: program_lib.Program) -> list[list[str]]:
+    folder = pathlib.Path(program.run_dir) / 'launch'
+    return [['sbatch', '--parsable', str(folder / f)] for f in self.render(program)]
+
+  def submit(self, program: program_lib.Program) -> backend.Launch:
+    if not self.options.max_array_size:
+      options = dataclasses.replace(self.options, max_array_size=_max_array_size())
+      return Slurm(options).submit(program)
+    self.write_files(program, self.render(program))
+    run_records.reset(pathlib.Path(program.run_dir))
+    handles: dict[str, Any] = {}
+    try:
+      for role in program.roles:
+        if role.one_by_one:
+          handles[role.name] = []
+          for first, count in slurm_scripts.chunks(self.options, 0, role.replicas):
+            job = _sbatch(program, slurm_scripts.file_name(role.name, first))
+            handles[role.name].append({'job': job, 'first': first, 'count': count})
+        else:
+          handles[role.name] = _sbatch(program, f'{role.name}.sbatch')
+    except backend.BackendError:
+      if jobs := _job_ids(handles):
+        backend.run_command(['scancel', *jobs])
+      raise
+    return self.new_launch(program, handles)
+
+  def status(self, launch: backend.Launch) -> list[backend.Task]:
+    places = []
+    for role, handle in launch.handles.items():
+      if isinstance(handle, str):  # Several learners are one job.
+        replicas = launch.program.role(role).replicas
+        places += [(handle, role, i) for i in range(replicas)]
+      else:
+        for chunk in handle:
+          for i in range(chunk['count']):
+            places.append((f'{chunk["job"]}_{i}', role, chunk['first'] + i))
+    found = _jobs(launch)
+    tasks = []
+    for job, role, index in places:
+      state, where, detail = found.get(job, ('GONE', '', 'Slurm has forgotten it'))
+      name = _STATES.get(state, 'pending')
+      if state == 'GONE':
+        record = metrics.read_json(run_records.record_path(launch.run_dir, role, index))
+        name = 'failed' if record.get('state') == 'failed' else 'done'
+      words = f'job {job} {state.lower()}' + (f' ({detail})' if detail else '')
+      tasks.append(backend.Task(role, index, name, where, words))
+    return tasks
+
+  def scale(self, launch: backend.Launch, role: str, replicas: int) -> str:
+    before = launch.program.role(role).replicas
+    program = launch.program.scaled(role, replicas)
+    chunks = launch.handles[role]
+    if replicas > before:
+      for first, count in slurm_scripts.chunks(self.options, before, replicas):
+        name = slurm_scripts.file_name(role, first, len(chunks))
+        script = slurm_scripts.array(
+          program, self.options, program.role(role), first, count
+        )
+        self.write_files(program, {name: script})
+        job = _sbatch(program, name)
+        chunks.append({'job': job, 'first': first, 'count': count})
+        # At once: a later failure must not forget this one.
+        launch.program = program.scaled(role, first + count)
+        launch.write()
+      return f'{role}: {before} -> {replicas}'
+    cancelled = []
+    for chunk in chunks:
+      keep = max(0, min(chunk['count'], replicas - chunk['first']))
+      if keep < chunk['count']:
+        cancelled.append(f'{chunk["job"]}_[{keep}-{chunk["count"] - 1}]')
+        chunk['count'] = keep
+    if cancelled:
+      backend.run_command(['scancel', *cancelled])
+    launch.handles[role] = [c for c in chunks if c['count']]
+    launch.program = program
+    launch.write()
+    return f'{role}: {before} -> {replicas}'
+
+  def stop(self, launch: backend.Launch) -> str:
+    # Supervisors read it, too: the learner's ends at once, others after it.
+    run_records.end_run(launch.run_dir, 'stopped')
+    learner = launch.handles['learner']
+    waiting = _alive(launch)
+    pending = [j for j, s in waiting.items() if s == 'pending']
+    if pending:
+      backend.run_command(['scancel', *pending])
+    if learner in waiting and learner not in pending:
+      backend.run_command(['scancel', '--batch', '--signal=TERM', learner])
+    grace = launch.program.role('learner').grace
+    words = []
+    if not _wait(launch, {learner}, grace + 10.0):
+      words.append(f'the learner did not end within {grace:.0f} s')
+    _wait(launch, None, _LEAVE_TIMEOUT)
+    if left := _alive(launch):
+      words.append(f'cancelled {len(left)} that were still there')
+      backend.run_command(['scancel', *left])
+    if not _wait(launch, None, _CANCEL_TIMEOUT):
+      raise backend.BackendError(
+        f'still there {_CANCEL_TIMEOUT:.0f} s after scancel: '
+        + ', '.join(sorted(_alive(launch)))
+      )
+    return '; '.join(['stopped', *words])
+
+
+def _sbatch(program: program_lib.Program, name: str) -> str:
+  path = pathlib.Path(program.run_dir) / 'launch' / name
+  # On a federation the answer is job;cluster.
+  return backend.run_command(['sbatch', '--parsable', str(path)]).strip().split(';')[0]
+
+
+def _max_array_size() -> int:
+  match = re.search(
+    r'^MaxArraySize\s*=\s*(\d+)', backend.run_command(['scontrol', 'show', 'config']),
+    re.MULTILINE,
+  )  # fmt: skip
+  return int(match.group(1)) if match else _DEFAULT_MAX_ARRAY
+
+
+def _job_ids(handles: dict[str, Any]) -> list[str]:
+  ids = []
+  for handle in handles.values():
+    ids += [handle] if isinstance(handle, str) else [c['job'] for c in handle]
+  return ids
+
+
+def _jobs(launch: backend.Launch) -> dict[str, tuple[str, str, str]]:
+  """(state, nodes, reason) of this run's jobs and array tasks, as far as known."""
+  ours = set(_job_ids(launch.handles))
+  names = ','.join(f'{launch.program.name}-{r.name}' for r in launch.program.roles)
+  text = backend.run_command([
+      'squeue', '--noheader', '--array', '--states=all', f'--name={names}',
+      '--format=%i|%T|%N|%r',
+  ])  # fmt: skip
+  found = {}
+  for line in text.splitlines():
+    job, state, where, reason = (line.strip().split('|') + [''] * 4)[:4]
+    if job.split('_')[0] in ours:
+      found[job] = (state, where, '' if reason == 'None' else reason)
+  if forgotten := ours - {job.split('_')[0] for job in found}:
+    try:
+      text = backend.run_command([
+          'sacct', '--noheader', '--parsable2', '--allocations', '--array',
+          f'--jobs={",".join(sorted(forgotten))}', '--format=JobID,State,NodeList',
+      ])  # fmt: skip
+    except backend.BackendError:  # A cluster without accounting.
+      text = ''
+    for line in text.splitlines():
+      job, state, where = (line.split('|') + [''] * 3)[:3]
+      found[job] = ((state.split() or ['GONE'])[0], where, '')
+  return found
+
+
+def _alive(launch: backend.Launch) -> dict[str, str]:
+  """'pending' or 'running' by job, of all that has not ended."""
+  states = {job: _STATES.get(j[0], 'pending') for job, j in _jobs(launch).items()}
+  return {job: s for job, s in states.items() if s in ('pending', 'running')}
+
+
+def _wait(launch: backend.Launch, jobs: set[str] | None, timeout: float) -> bool:
+  """Whether these jobs (None: all) have ended in time."""
+  deadline = time.monotonic() + timeout
+  while time.monotonic() < deadline:
+    left = _alive(launch)
+    if not (left.keys() if jobs is None else left.keys() & jobs):
+      return True
+    time.sleep(1.0)
+  return False

@@ -1,0 +1,163 @@
+"""The batch scripts of a run. Pure.
+
+A job's shell becomes the supervisor itself (`exec`), so that Slurm's signals reach it.
+"""
+
+import dataclasses
+import re
+import shlex
+
+from impala_jax.launching import program as program_lib
+from impala_jax.launching.backends import backend
+
+_DEFAULT_MAX_ARRAY = 1001  # Slurm's own default.
+_EVALUATION = 300  # Seconds for the last evaluation and the video.
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(backend.Options):
+  """Empty texts leave the choice to the cluster."""
+
+  partition: str = ''
+  learner_partition: str = ''  # Where it differs.
+  inference_partition: str = ''  # Where it differs.
+  account: str = ''
+  qos: str = ''
+  constraint: str = ''
+  time_limit: str = ''  # As sbatch takes it; jobs are requeued when it is near.
+  extra: str = ''  # More arguments of sbatch for every job.
+  array_throttle: int = 0  # At most so many actors of one array at once; 0: all.
+  max_array_size: int = 0  # 0: ask Slurm when submitting.
+
+  def more_problems(self) -> list[tuple[str, str]]:
+    problems = [
+      (f, 'must not be negative')
+      for f in ('array_throttle', 'max_array_size')
+      if getattr(self, f) < 0
+    ]
+    if '\n' in self.extra:
+      problems.append(('extra', 'must be one line'))
+    return problems
+
+
+def render(program: program_lib.Program, options: Options) -> dict[str, str]:
+  """One script a role; of several replicas one for each array."""
+  files = {}
+  for role in program.roles:
+    if not role.one_by_one:
+      files[f'{role.name}.sbatch'] = _script(program, options, role)
+      continue
+    for first, count in chunks(options, 0, role.replicas):
+      script = array(program, options, role, first, count)
+      files[file_name(role.name, first)] = script
+  return files
+
+
+def chunks(options: Options, first: int, end: int) -> list[tuple[int, int]]:
+  """(first replica, count) of each array that holds some of [first, end)."""
+  size = options.max_array_size or _DEFAULT_MAX_ARRAY
+  return [(i, min(size, end - i)) for i in range(first, end, size)]
+
+
+def array(
+  program: program_lib.Program,
+  options: Options,
+  role: program_lib.Role,
+  first: int,
+  count: int,
+) -> str:
+  """The script of the replicas from `first` on, as tasks from 0 on."""
+  # Actors may take turns; what they wait for may not.
+  throttle = options.array_throttle if role.elastic else 0
+  tasks = f'0-{count - 1}' + (f'%{throttle}' if throttle else '')
+  return _script(program, options, role, tasks, first)
+
+
+def _script(
+  program: program_lib.Program,
+  options: Options,
+  role: program_lib.Role,
+  array: str = '',
+  first: int = 0,
+) -> str:
+  nodes = role.replicas if role.restart.gang else 1
+  partition = options.partition
+  if role.name in ('learner', 'inference'):
+    partition = getattr(options, f'{role.name}_partition') or partition
+  wanted = {
+    'job-name': f'{program.name}-{role.name}',
+    'array': array,
+    'chdir': program.work_dir,
+    'output': f'{program.run_dir}/logs/slurm-%x-{"%A_%a" if array else "%j"}.out',
+    'open-mode': 'append',
+    'nodes': nodes,
+    'ntasks': nodes,
+    'ntasks-per-node': 1,
+    'cpus-per-task': role.resources.cpus,
+    'mem': f'{role.resources.memory_mib}M',
+    'gres': f'gpu:{role.resources.gpus}' if role.resources.gpus else '',
+    # To the supervisor alone, which ends its process and requeues the job.
+    'signal': f'B:USR1@{round(role.grace) + 60}',
+    'time': options.time_limit,
+    'partition': partition,
+    'account': options.account,
+    'qos': options.qos,
+    'constraint': options.constraint,
+  }
+  lines = ['#!/bin/bash', '#SBATCH --requeue']
+  lines += [f'#SBATCH --{k}={_quoted(v)}' for k, v in wanted.items() if v != '']
+  lines += [f'#SBATCH {options.extra}'] if options.extra else []
+  lines += [
+    'set -e',
+    f'export IMPALA_RUN_DIR={shlex.quote(program.run_dir)}',
+    f'export IMPALA_COUNT={program.role("learner").replicas}',
+    *([options.setup] if options.setup else []),
+    f'exec {shlex.join(_command(program, options, role, bool(array), first, nodes))}',
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def _command(
+  program: program_lib.Program,
+  options: Options,
+  role: program_lib.Role,
+  array: bool,
+  first: int,
+  nodes: int,
+) -> list[str]:
+  python = options.python
+  command = [python, *role.argv]
+  incarnation = f'--first_incarnation={program.first_incarnation}'
+  grace = f'--grace={role.grace:g}'
+  name = role.name
+  host = ['--slurm_host']
+  if nodes > 1:
+    # One supervisor on each node, whose end is the end of all; one above them.
+    command = [
+        'srun', f'--ntasks={nodes}', f'--cpus-per-task={role.resources.cpus}',
+        '--kill-on-bad-exit=1',
+        python, '-m', 'impala_jax.launching.supervise', name,
+        '--index_from=SLURM_PROCID', '--once',
+        incarnation, grace, *host, '--', *command,
+    ]  # fmt: skip
+    name, grace = f'{name}-gang', f'--grace={role.grace + 15:g}'
+    # srun hands SIGUSR1 on; SIGTERM would kill its tasks.
+    host = ['--stop_signal=SIGUSR1']
+  return [
+      python, '-m', 'impala_jax.launching.supervise', name, f'--index={first}',
+      *(['--index_from=SLURM_ARRAY_TASK_ID'] if array else []),
+      incarnation, f'--max_restarts={role.restart.max_restarts}',
+      f'--window={role.restart.window:g}', grace,
+      *(['--essential'] if role.restart.essential else
+        [f'--linger={_EVALUATION if role.name == "evaluator" else 20}']),
+      *host, '--', *command,
+  ]  # fmt: skip
+
+
+def file_name(role: str, first: int, generation: int = 0) -> str:
+  return f'{role}-{first:06d}' + (f'-{generation}' if generation else '') + '.sbatch'
+
+
+def _quoted(value: object) -> str:
+  text = str(value)
+  return f'"{text}"' if re.search(r'\s', text) else text

@@ -1,0 +1,248 @@
+"""What the terminal shows of a run: a live panel, or plain lines in a log."""
+
+import contextlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import rich.columns
+import rich.console
+import rich.live
+import rich.panel
+import rich.progress_bar
+import rich.table
+import rich.text
+
+from impala_jax import config as config_lib
+from impala_jax.reporting import inference_figures
+
+_PLAIN_INTERVAL = 10.0  # Seconds between plain lines.
+Show = Callable[[dict[str, Any], str], None]
+
+
+@contextlib.contextmanager
+def make(kind: str, config: config_lib.Config, run_dir: pathlib.Path) -> Iterator[Show]:
+  """A function that shows (status, phase), for as long as the context lasts."""
+  if kind == 'auto':
+    kind = 'live' if sys.stdout.isatty() else 'plain'
+  if kind == 'live':
+    console = rich.console.Console()
+    history: list[float] = []
+    with rich.live.Live(console=console, refresh_per_second=4) as live:
+      yield lambda status, phase: live.update(
+        panel(config, run_dir, status, phase, history)
+      )
+  elif kind == 'plain':
+    yield _Plain(config, run_dir)
+  else:
+    yield lambda status, phase: None
+
+
+class _Plain:
+  """A line now and then, for logs."""
+
+  def __init__(self, config: config_lib.Config, run_dir: pathlib.Path):
+    print(f'{config.name}: {_levels(config)}; run directory {run_dir}', flush=True)
+    self._next = 0.0
+    self._phase = 'running'
+
+  def __call__(self, status: dict[str, Any], phase: str) -> None:
+    if phase != self._phase:
+      self._phase = phase
+      print(phase, flush=True)
+    now = time.monotonic()
+    if not status or now < self._next:
+      return
+    self._next = now + _PLAIN_INTERVAL
+    print(
+      f'{status["wall_seconds"]:7.0f} s  {status["frames"]:>12,} frames  '
+      f'{status["frames_per_second"]:7,.0f} frames/s  '
+      f'return {_number(status.get("episode_return"), 1)}  '
+      f'evaluation {_number(status.get("evaluation_return"), 1)}  '
+      f'{_scores_in_words(status)}'
+      f'lag {status["policy_lag_mean"]:.1f}  '
+      f'queue {status["queue_fill"]:.0%}  bottleneck: {status["bottleneck"]}',
+      flush=True,
+    )
+
+
+def panel(
+  config: config_lib.Config,
+  run_dir: pathlib.Path,
+  status: dict[str, Any],
+  phase: str,
+  history: list[float],
+) -> rich.panel.Panel:
+  """The whole screen. `history` collects returns for the small curve."""
+  title = f'[bold]impala_jax[/bold]  {config.name}: {_levels(config)}'
+  if not status:
+    waiting = rich.text.Text(f'{phase}: starting learner, actors and evaluator …')
+    return rich.panel.Panel(waiting, title=title, subtitle=str(run_dir))
+  grid = rich.table.Table.grid(padding=(0, 2))
+  grid.add_column(style='cyan', justify='right', no_wrap=True)
+  grid.add_column(ratio=1)
+  done = status['frames'] / status['total_frames']
+  rate = status['frames_per_second']
+  left = max(0.0, status['total_frames'] - status['frames']) / rate if rate else None
+  bar = rich.table.Table.grid(padding=(0, 1))
+  bar.add_row(
+    rich.progress_bar.ProgressBar(total=1.0, completed=done, width=28),
+    f'{status["frames"]:,} of {status["total_frames"]:,}  ({done:.0%})'
+    + (f'  about {_duration(left)} to go' if left else ''),
+  )
+  grid.add_row('frames', bar)
+  grid.add_row(
+    'speed',
+    f'[bold]{rate:,.0f}[/bold] frames/s = '
+    f'{status["agent_steps_per_second"]:,.0f} agent steps/s, '
+    f'{status["updates"]:,} updates in {_duration(status["wall_seconds"])}',
+  )
+  value = status.get('episode_return')
+  if value is not None and (not history or history[-1] != value):
+    history.append(value)
+  grid.add_row(
+    'episode return',
+    f'[bold green]{_number(value)}[/bold green] in training '
+    f'({status["episodes"]:,} episodes), '
+    f'[bold green]{_number(status.get("evaluation_return"))}[/bold green] in '
+    f'evaluation   {_sparkline(history)}',
+  )
+  _add_scores(grid, status)
+  grid.add_row(
+    'losses',
+    f'policy {_number(status.get("policy_loss"))}  '
+    f'baseline {_number(status.get("baseline_loss"))}  '
+    f'entropy {_number(status.get("entropy"), 3)}  '
+    f'gradient norm {_number(status.get("grad_norm"))}  '
+    f'learning rate {status["learning_rate"]:.2e}',
+  )
+  grid.add_row(
+    'data',
+    f'policy lag {status["policy_lag_mean"]:.1f} updates '
+    f'(at most {status["policy_lag_max"]:.0f}), queue {status["queue_fill"]:.0%} full, '
+    f'unrolls {status["unrolls_received"]:,}{_troubles(status)}',
+  )
+  grid.add_row('learner time', _shares(status, 'learner_time/'))
+  grid.add_row('actor time', _shares(status, 'actor_time/'))
+  if inference := inference_figures.describe(status):
+    grid.add_row('inference', inference)
+  grid.add_row('bottleneck', f'[yellow]{status["bottleneck"]}[/yellow]')
+  _add_levels(grid, status)  # Last: many of them may not fit on the screen.
+  return rich.panel.Panel(grid, title=title, subtitle=f'{phase} · {run_dir}')
+
+
+def print_config(config: config_lib.Config) -> None:
+  print(json.dumps(config_lib.to_dict(config), indent=1))
+  print(
+    f'one update: {config.learner.batch_size} unrolls x '
+    f'{config.actor.unroll_length} steps x {config.environment.action_repeat} = '
+    f'{config.frames_per_update} frames; {config.total_updates} updates'
+  )
+
+
+def print_ending(run_dir: pathlib.Path, code: int) -> None:
+  """What the run left behind."""
+  kinds = {
+    'metrics.jsonl': 'metrics (also for TensorBoard, in tensorboard/)',
+    'checkpoints': 'checkpoints; go on with --resume --run_dir',
+    'learning_curve.png': 'learning curve',
+    'level_curves.png': 'learning curve of each level',
+    'logs': 'logs of every process',
+  }
+  found = [(name, text) for name, text in kinds.items() if (run_dir / name).exists()]
+  found += [(p.name, 'the evaluated agent playing') for p in run_dir.glob('*.mp4')]
+  print(f'{"Ended" if code == 0 else "Failed"}. In {run_dir}:')
+  for name, text in found:
+    print(f'  {name:<28} {text}')
+
+
+def _levels(config: config_lib.Config) -> str:
+  names = config.environment.levels
+  if len(names) > 4:
+    return f'{", ".join(names[:2])} and {len(names) - 2} more levels'
+  return ', '.join(names)
+
+
+def _add_scores(grid: rich.table.Table, status: dict[str, Any]) -> None:
+  """One line of the suite's figures, in training and in evaluation."""
+  words = []
+  for prefix, where in (('score/', 'training'), ('evaluation_score/', 'evaluation')):
+    found = _starting_with(status, prefix)
+    if found:
+      words.append(
+        ', '.join(
+          f'{name.replace("_", " ")} [bold green]{_number(value, 1)}[/bold green]'
+          for name, value in found.items()
+        )
+        + f' in {where}'
+      )
+  if words:
+    grid.add_row('suite', '   '.join(words))
+
+
+def _scores_in_words(status: dict[str, Any]) -> str:
+  found = _starting_with(status, 'score/')
+  words = [f'{k.replace("_", " ")} {_number(v, 1)}  ' for k, v in found.items()]
+  return ''.join(words)
+
+
+def _add_levels(grid: rich.table.Table, status: dict[str, Any]) -> None:
+  by_level = _starting_with(status, 'episode_return/')
+  if by_level:
+    words = [f'{level} {_number(value, 1)}' for level, value in by_level.items()]
+    grid.add_row('by level', rich.columns.Columns(words, padding=(0, 2)))
+
+
+def _starting_with(status: dict[str, Any], prefix: str) -> dict[str, Any]:
+  return {k.removeprefix(prefix): v for k, v in status.items() if k.startswith(prefix)}
+
+
+def _troubles(status: dict[str, Any]) -> str:
+  words = []
+  for name, text in (
+    ('unrolls_corrupted', 'corrupted'),
+    ('unrolls_lost', 'lost'),
+    ('unrolls_duplicated', 'repeated'),
+    ('environment_failures', 'engines replaced'),
+    ('unrolls_stale', 'too old'),
+    ('unrolls_dropped', 'unfinished dropped'),
+  ):
+    if status.get(name):
+      words.append(f'{status[name]:.0f} {text}')
+  if status.get('skipped'):
+    words.append(f'{status["skipped"]:.0f} batches skipped (not finite)')
+  return f', [red]{", ".join(words)}[/red]' if words else ''
+
+
+def _shares(status: dict[str, Any], prefix: str) -> str:
+  shares = _starting_with(status, prefix)
+  if not shares:
+    return 'not known yet'
+  ordered = sorted(shares.items(), key=lambda kv: -kv[1])
+  return '  '.join(f'{k} {v:.0%}' for k, v in ordered if v >= 0.005)
+
+
+def _sparkline(values: list[float], width: int = 24) -> str:
+  if len(values) < 2:
+    return ''
+  step = max(1, len(values) // width)
+  some = values[::-1][::step][::-1][-width:]
+  low, high = min(some), max(some)
+  if high == low:
+    return ''
+  return ''.join('▁▂▃▄▅▆▇█'[int(7 * (v - low) / (high - low))] for v in some)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+  return '-' if value is None else f'{value:.{digits}f}'
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  if seconds < 5400:
+    return f'{seconds / 60:.0f} min'
+  return f'{seconds / 3600:.1f} h'

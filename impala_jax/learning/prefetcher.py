@@ -1,0 +1,70 @@
+"""Batches for the learner: read and on their way to the devices one ahead."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from impala_jax.distributed.transport import protocol as transport
+
+
+class Prefetcher:
+  """Reads batches and starts their transfer in a thread, one ahead.
+
+  The first one is for `update`; what is older than `max_lag` updates by then, if that
+  is not 0, the reader refuses.
+  """
+
+  def __init__(
+    self,
+    reader: transport.Reader,
+    put: Callable[[np.ndarray], jax.Array],
+    update: int = 0,
+    max_lag: int = 0,
+  ):
+    self._reader = reader
+    self._put = put
+    self._update = update
+    self._max_lag = max_lag
+    self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._run, name='prefetch', daemon=True)
+    self._thread.start()
+
+  def get(self, timeout: float) -> tuple[transport.Batch, jax.Array] | None:
+    """The next batch, or None if none came in time. Raises the thread's error."""
+    try:
+      item = self._queue.get(timeout=timeout)
+    except queue.Empty:
+      return None
+    if isinstance(item, Exception):
+      raise item
+    return item
+
+  def close(self) -> None:
+    self._stop.set()
+    self._thread.join(timeout=5.0)
+
+  def _run(self) -> None:
+    while not self._stop.is_set():
+      try:
+        if self._max_lag:
+          self._reader.refuse_older(self._update - self._max_lag)
+        batch = self._reader.read(timeout=0.5)
+        self._update += 1
+        item: Any = (batch, self._put(batch.rows))
+      except TimeoutError:
+        continue
+      except transport.Closed:
+        return
+      except Exception as e:
+        item = e
+      while not self._stop.is_set():
+        try:
+          self._queue.put(item, timeout=0.5)
+          break
+        except queue.Full:
+          continue

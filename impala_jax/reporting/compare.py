@@ -1,0 +1,69 @@
+"""Learning curves of several runs in one picture.
+
+  python -m impala_jax.reporting.compare --out curves.png --title Breakout RUN_DIR …
+
+Prints a line for each run: frames, minutes, agent steps a second, last returns.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+
+from impala_jax.reporting import metrics, plots
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('runs', nargs='+', type=pathlib.Path)
+  parser.add_argument('--out', required=True, type=pathlib.Path)
+  parser.add_argument('--title', default='')
+  args = parser.parse_args()
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
+  for run in args.runs:
+    records = [
+      r
+      for r in metrics.read_records(run / 'metrics.jsonl')
+      if r.get('episode_return') is not None
+    ]
+    if not records:
+      print(f'{run}: no finished episode', file=sys.stderr)
+      return 1
+    frames = [r['frames'] for r in records]
+    (line,) = axes.plot(frames, [r['episode_return'] for r in records], label=run.name)
+    evaluations = metrics.read_records(run / 'evaluations.jsonl')
+    axes.plot(
+      [e['frames'] for e in evaluations],
+      [e['mean'] for e in evaluations],
+      'o',
+      ms=4,
+      color=line.get_color(),
+      alpha=0.6,
+    )
+    last = records[-1]
+    rate = np.median([r['agent_steps_per_second'] for r in records])
+    print(
+      f'{run.name}: {last["frames"]:,} frames in {last["wall_seconds"] / 60:.1f} '
+      f'minutes, {rate:,.0f} agent steps/s (median); return in training '
+      f'{last["episode_return"]:.1f}'
+      + (f', last evaluation {evaluations[-1]["mean"]:.1f}' if evaluations else '')
+    )
+  axes.set_xlabel('frames (action repeats counted)')
+  axes.set_ylabel('episode return (raw score)')
+  axes.set_title(args.title + ': lines in training, dots in evaluation', fontsize=10)
+  axes.xaxis.set_major_formatter(lambda x, _: plots.short(x))
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  figure.tight_layout()
+  figure.savefig(args.out)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,265 @@
+"""Learners meet, agree on each update, and notice when one of them is gone or hangs.
+
+Threads stand in for the processes; what would end a process is noted instead.
+"""
+
+import json
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+from impala_jax.distributed.gang import gang as learner_gang
+from impala_jax.distributed.gang import lines as gang_lines
+from impala_jax.distributed.gang import start as gang_start
+from impala_jax.distributed.gang.gang import Verdict
+
+never = lambda: False
+
+
+def in_threads(*works):
+  """Runs all at once; their results in order, or the error of the first that failed."""
+  results = [None] * len(works)
+
+  def run(index):
+    try:
+      results[index] = works[index]()
+    except Exception as e:
+      results[index] = e
+
+  threads = [threading.Thread(target=run, args=(i,)) for i in range(len(works))]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(60)
+  assert not any(t.is_alive() for t in threads)
+  for result in results:
+    if isinstance(result, Exception):
+      raise result
+  return results
+
+
+def meet(run_dir, count):
+  first, *others = in_threads(
+    lambda: gang_lines.receive_from_others(run_dir, '', count, never),
+    *(lambda i=i: gang_lines.reach_first(run_dir, i, never) for i in range(1, count)),
+  )
+  return [first, *({0: line} for line in others)]
+
+
+@pytest.fixture
+def gangs(tmp_path):
+  """Makes the learners of a gang; `left` has the causes with which they would end."""
+  made = []
+
+  def make(count):
+    for index, lines in enumerate(meet(tmp_path, count)):
+      left = []
+      gang = learner_gang.Gang(index, count, lines, left.append)
+      gang.left, gang.lines = left, lines
+      made.append(gang)
+    return made
+
+  yield make
+  for gang in made:
+    gang._ended.set()
+  for gang in made:
+    gang._watcher.join(10)
+    for line in gang.lines.values():
+      line.close()
+
+
+def decided(gang):
+  """The verdict for one that has a batch."""
+  while (verdict := gang.decide(True, False)) is Verdict.WAIT:
+    pass
+  return verdict
+
+
+def wait_for(condition, seconds=60):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def test_learners_meet_whatever_knocks_besides(tmp_path):
+  # What an earlier start left behind, on a port where nobody listens now.
+  with socket.create_server(('127.0.0.1', 0)) as old:
+    port = old.getsockname()[1]
+  stale = {'host': '127.0.0.1', 'port': port, 'token': 'old'}
+  (tmp_path / 'gang.json').write_text(json.dumps(stale))
+
+  def stranger(words):
+    place = stale
+    while place['token'] == 'old':
+      time.sleep(0.05)
+      place = json.loads((tmp_path / 'gang.json').read_text())
+    try:
+      with socket.create_connection((place['host'], place['port'])) as connection:
+        connection.sendall(words)
+        connection.settimeout(30)
+        return connection.recv(100)
+    except ConnectionError:
+      return b''
+
+  first, second, third, *answers = in_threads(
+    lambda: gang_lines.receive_from_others(tmp_path, '', 3, never),
+    lambda: gang_lines.reach_first(tmp_path, 1, never),
+    lambda: gang_lines.reach_first(tmp_path, 2, never),
+    lambda: stranger(b'["hello", "old", 1]\n'),
+    lambda: stranger(b'["hello", 7, 9]\n'),
+    lambda: stranger(b'GET / HTTP/1.1\r\n\r\n'),
+  )
+  assert sorted(first) == [1, 2]
+  # Refused, or nobody was listening any more.
+  assert answers == [b''] * 3
+  for index, line in ((1, second), (2, third)):
+    line.send('it is', index)
+    assert first[index].receive(30) == ['it is', index]
+    line.close()
+    with pytest.raises(gang_lines.GangError, match=f'learner {index} has left'):
+      first[index].receive(30)
+    first[index].close()
+
+
+def test_waiting_for_the_others_ends_when_told_or_after_a_while(tmp_path, monkeypatch):
+  assert gang_lines.receive_from_others(tmp_path, '', 2, lambda: True) is None
+  assert gang_lines.reach_first(tmp_path, 1, lambda: True) is None
+  monkeypatch.setattr(gang_lines, '_MEET_TIMEOUT', 0.3)
+  with pytest.raises(gang_lines.GangError, match='learners 1, 2 of 3 did not come'):
+    gang_lines.receive_from_others(tmp_path, '', 3, never)
+  with pytest.raises(gang_lines.GangError, match='learner 0 did not answer'):
+    gang_lines.reach_first(tmp_path, 1, never)
+
+
+def test_an_update_begins_when_all_have_a_batch_and_not_before(gangs):
+  first, second, third = gangs(3)
+  for _ in range(3):
+    assert [g.decide(True, False) for g in (second, third)] == [Verdict.WAIT] * 2
+    assert first.decide(False, False) is Verdict.WAIT
+    assert in_threads(*(lambda g=g: decided(g) for g in (first, second, third))) == (
+      [Verdict.GO] * 3
+    )
+  assert first.decide(True, False) is Verdict.WAIT
+  assert second.decide(True, False) is Verdict.WAIT
+
+
+@pytest.mark.parametrize('stopper', [0, 1, 2])
+def test_all_carry_out_the_same_number_of_updates(gangs, stopper):
+  made = gangs(3)
+
+  def learn(gang):
+    rng = random.Random(gang.index)
+    updates, batch = 0, False
+    while True:
+      # The one that stops has no batch by then, and never gets one.
+      wants = gang.index == stopper and updates >= 20
+      batch = batch or (not wants and rng.random() < 0.5)
+      verdict = gang.decide(batch, wants)
+      if verdict is Verdict.STOP:
+        return updates
+      if verdict is Verdict.GO:
+        assert batch
+        updates, batch = updates + 1, False
+
+  assert in_threads(*(lambda g=g: learn(g) for g in made)) == [20] * 3
+  assert [g.stopped_by for g in made] == [
+    None if g.index == stopper else stopper for g in made
+  ]
+
+
+def test_one_that_has_gone_ends_the_others_with_a_cause(gangs):
+  first, second, _ = gangs(3)
+  # As the kernel does for a process that was killed.
+  second.lines[0].close()
+  wait_for(lambda: first.left)
+  assert first.left == ['GangError: learner 1 has left; its own log says why']
+
+
+def test_one_that_fails_says_why_and_one_that_fails_with_it_says_who(gangs):
+  first, second = gangs(2)
+  with pytest.raises(OSError, match='disk full'), second.together():
+    raise OSError('disk full')
+  assert second.left == ['OSError: disk full']
+  second.lines[0].close()
+  with pytest.raises(RuntimeError), first.together():
+    raise RuntimeError('the collective failed')
+  assert first.left == ['GangError: learner 1 has left; its own log says why']
+
+
+def test_an_update_that_does_not_end_ends_the_process(gangs, monkeypatch):
+  monkeypatch.setattr(learner_gang, '_FIRST_PATIENCE', 0.5)
+  first, second = gangs(2)
+  with first.updating():
+    wait_for(lambda: first.left)
+  assert 'an update has not ended within 0 s' in first.left[0]
+  with second.updating():
+    pass
+  time.sleep(1.0)
+  assert not second.left
+
+
+@pytest.mark.parametrize('silent', [0, 1])
+def test_one_that_says_nothing_ends_the_others(gangs, monkeypatch, silent):
+  monkeypatch.setattr(learner_gang, '_FIRST_PATIENCE', 2.0)
+  made = gangs(2)
+  with pytest.raises(gang_lines.GangError, match=f'learner {silent} has said nothing'):
+    decided(made[1 - silent])
+  assert made[silent].left == []
+
+
+def test_waiting_for_batches_is_not_silence(gangs, monkeypatch):
+  monkeypatch.setattr(learner_gang, '_FIRST_PATIENCE', 5.0)
+  monkeypatch.setattr(learner_gang, '_PING', 0.1)
+  made = gangs(2)
+
+  def wait(gang):
+    deadline = time.monotonic() + 7.0
+    while time.monotonic() < deadline:
+      # Learner 1 has its batch all the time, learner 0 has none.
+      assert gang.decide(gang.index == 1, False) is Verdict.WAIT
+      time.sleep(0.05)
+
+  in_threads(*(lambda g=g: wait(g) for g in made))
+
+
+def test_words_of_learner_0_and_the_end(gangs):
+  made = gangs(3)
+
+  def live(gang):
+    gang.gather()
+    heard = gang.spread({'step': 7} if gang.index == 0 else None)
+    gang.finish()
+    if gang.index:
+      gang.lines[0].close()  # The process ends.
+    return heard
+
+  assert in_threads(*(lambda g=g: live(g) for g in made)) == [{'step': 7}] * 3
+  assert [g.left for g in made] == [[]] * 3
+
+
+def test_one_learner_waits_for_nobody(tmp_path):
+  alone = gang_start.join(tmp_path, {}, never)
+  assert (alone.index, alone.count) == (0, 1)
+  assert alone.decide(False, False) is Verdict.WAIT
+  assert alone.decide(True, False) is Verdict.GO
+  assert alone.decide(True, True) is Verdict.STOP
+  assert alone.spread('this') == 'this'
+  with pytest.raises(KeyError), alone.together():
+    raise KeyError
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('environment', 'words'),
+  [
+    ({'IMPALA_COUNT': 'two'}, r"IMPALA_COUNT is 'two': must lie in \[1, 65536\)"),
+    ({'IMPALA_COUNT': '2', 'IMPALA_INDEX': '2'}, r"IMPALA_INDEX is '2'.*\[0, 2\)"),
+  ],
+)
+def test_impossible_places_are_named(tmp_path, environment, words):
+  with pytest.raises(ValueError, match=words):
+    gang_start.join(tmp_path, environment, never)

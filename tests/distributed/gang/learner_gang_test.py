@@ -1,0 +1,95 @@
+"""Two learner processes update as one process with as many devices does."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from impala_jax import components, config_validation
+from impala_jax import config as config_lib
+from impala_jax.learning import learner as learner_lib
+from tests import synthetic
+
+UPDATES = 3
+
+
+def run_gang(run_dir, devices: int, count: int = 2) -> list[subprocess.Popen[str]]:
+  return [
+    subprocess.Popen(
+      [sys.executable, '-m', 'tests.gang_process', run_dir, str(devices), str(UPDATES)],
+      env={**os.environ, 'IMPALA_COUNT': str(count), 'IMPALA_INDEX': str(index)},
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    for index in range(count)
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_two_processes_give_the_update_of_one_with_all_devices(tmp_path, devices):
+  processes = run_gang(tmp_path, devices)
+  try:
+    for process in processes:
+      output, _ = process.communicate(timeout=240)
+      assert process.returncode == 0, output
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  learner = synthetic.make_learner(synthetic.config(), 2 * devices)
+  state = learner.init(0)
+  first = jax.tree.leaves(learner_lib.to_host(learner.snapshot(state)))
+  for i in range(UPDATES):
+    state, _, _ = learner.update(state, learner.put(synthetic.rows(i)))
+  expected = jax.tree.leaves(learner_lib.to_host(state))
+  assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(first, expected, strict=True))
+  for index in (0, 1):
+    found = list(np.load(tmp_path / f'state-{index}.npz').values())
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+      np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+
+
+def test_the_batch_must_divide_over_all_devices_of_all_learners():
+  config = config_lib.override(synthetic.config(), ['learner.batch_size=36'])
+  config_validation.validate(config, 4, learners=3)
+  with pytest.raises(
+    config_lib.ConfigError,
+    match=r'learner.batch_size is 36: must be a multiple of the number of devices '
+    r'\(2 learners x 4\): 36 = 4 x 8 \+ 4',
+  ):
+    config_validation.validate(config, 4, learners=2)
+
+
+def test_all_learners_must_use_equally_many_devices(monkeypatch):
+  config = synthetic.config(learner__batch_size='8')
+  parts = components.Components(config, None, None, None, components.Custom())
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  devices = jax.devices()
+  monkeypatch.setattr(
+    jax, 'local_devices', lambda process_index: devices[: 2 - process_index]
+  )
+  with pytest.raises(
+    config_lib.ConfigError,
+    match=r'num_devices is 0 \(all\): the learners have 2, 1 devices.*at most 1',
+  ):
+    parts.make_learner()
+
+
+def test_a_configuration_becomes_parts_without_touching_a_device(tmp_path):
+  # Else it would be too late for several learners to join.
+  code = (
+    'from impala_jax import components, configs; import jax;'
+    "components.build(configs.get('catch'));"
+    "jax.config.update('jax_platforms', 'nowhere');"
+    'print(jax.devices())'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False,
+    timeout=120,
+  )  # fmt: skip
+  # Had a device been in use, that late change would have had no effect.
+  assert done.returncode == 1
+  assert 'nowhere' in done.stderr

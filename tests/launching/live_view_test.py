@@ -1,0 +1,80 @@
+"""What the terminal shows of scores and of many levels."""
+
+import io
+import pathlib
+
+import rich.console
+
+from impala_jax import config as config_lib
+from impala_jax.launching import live_view
+from launch import manage
+
+_STATUS = {
+  'wall_seconds': 100.0, 'frames': 1_000, 'total_frames': 10_000,
+  'frames_per_second': 500.0, 'agent_steps_per_second': 125.0, 'updates': 30,
+  'episodes': 40, 'learning_rate': 1e-3, 'policy_lag_mean': 1.0, 'policy_lag_max': 2,
+  'queue_fill': 0.5, 'unrolls_received': 9, 'bottleneck': 'none',
+}  # fmt: skip
+_SCORES = {
+  'score/mean_capped': 12.34,
+  'score/mean_uncapped': 15.0,
+  'evaluation_score/mean_capped': 11.0,
+}
+
+
+def _config(levels):
+  return config_lib.Config(environment=config_lib.Environment(levels=levels))
+
+
+def _shown(status, levels=('a',)):
+  out = io.StringIO()
+  panel = live_view.panel(_config(levels), pathlib.Path('run'), status, 'running', [])
+  rich.console.Console(file=out, width=110).print(panel)
+  return out.getvalue().splitlines()
+
+
+def test_scores_have_one_line():
+  lines = _shown(_STATUS | _SCORES)
+  (line,) = [x for x in lines if 'mean capped' in x]
+  assert 'mean capped 12.3, mean uncapped 15.0 in training' in line
+  assert 'mean capped 11.0 in evaluation' in line
+  assert not any('suite' in x for x in _shown(_STATUS))
+
+
+def test_unrolls_that_were_too_old_show_where_there_are_any():
+  text = ' '.join(' '.join(_shown(_STATUS | {'unrolls_stale': 3})).split())
+  assert 'unrolls 9, 3 too old' in text
+  assert not any('too old' in x for x in _shown(_STATUS | {'unrolls_stale': 0}))
+
+
+def test_inference_servers_show_where_there_are_any():
+  assert not any('requests/s' in x for x in _shown(_STATUS))
+  figures = {
+    'requests_per_second': 950.4, 'rows_per_second': 9504.0, 'batch_mean': 61.25,
+    'padding': 0.1, 'wait_ms': 1.25, 'clients': 7, 'environments': 224, 'refused': 0,
+  }  # fmt: skip
+  status = {**_STATUS, **{f'inference/{k}': v for k, v in figures.items()}}
+  words = '950 requests/s of 7 actors, batches of 61.2, 1.2 ms of waiting each'
+  assert words in ' '.join(' '.join(_shown(status)).split())
+  assert words in manage._describe_training({**status, 'age': 1.0})
+
+
+def test_many_levels_come_last_and_are_not_broken_over_lines():
+  levels = tuple(f'level_with_a_long_name_{i}' for i in range(30))
+  returns = {f'episode_return/{x}': float(i) for i, x in enumerate(levels)}
+  lines = _shown(_STATUS | returns | {'episode_return/level_with_a_long_name_3': None},
+                 levels)  # fmt: skip
+  text = '\n'.join(lines)
+  assert all(f'{x} {i:.1f} ' in text for i, x in enumerate(levels) if i != 3)
+  assert 'level_with_a_long_name_3 - ' in text
+  place = lambda word: next(i for i, x in enumerate(lines) if word in x)
+  assert place('bottleneck') < place('by level')
+  assert 'and 28 more levels' in lines[0]
+
+
+def test_plain_lines(capsys):
+  with live_view.make('plain', _config(('a', 'b')), pathlib.Path('run')) as show:
+    show(_STATUS | _SCORES, 'running')
+  printed = capsys.readouterr().out
+  assert printed.startswith('custom: a, b; run directory run\n')
+  assert 'mean capped 12.3  mean uncapped 15.0' in printed

@@ -1,0 +1,40 @@
+"""The words must name the stage that the figures point at."""
+
+from impala_jax.reporting import bottleneck
+
+
+def test_a_waiting_learner_points_at_the_actors_and_their_largest_stage():
+  words = bottleneck.describe(
+    {'wait': 0.8, 'update': 0.2},
+    {'environment': 0.7, 'inference': 0.2, 'learner': 0.1},
+    0.0,
+  )
+  assert words.startswith('the actors')
+  assert '80%' in words
+  assert 'stepping environments (70%' in words
+
+
+def test_actors_that_wait_for_inference_servers_say_so():
+  actor = {'environment': 0.2, 'inference': 0.7, 'learner': 0.1}
+  describe = lambda remote: bottleneck.describe({'wait': 0.8}, actor, 0.0, remote)
+  assert 'running the policy (70%' in describe(False)
+  assert 'waiting for the inference servers (70%' in describe(True)
+
+
+def test_held_back_actors_point_at_the_learner():
+  words = bottleneck.describe(
+    {'wait': 0.01, 'update': 0.95}, {'environment': 0.3, 'learner': 0.6}, 1.0
+  )
+  assert words.startswith('the learner')
+  assert '60%' in words
+
+
+def test_neither():
+  words = bottleneck.describe(
+    {'wait': 0.2, 'update': 0.8}, {'environment': 0.9, 'learner': 0.1}, 0.5
+  )
+  assert words.startswith('balanced')
+
+
+def test_no_actor_yet():
+  assert 'no actor' in bottleneck.describe({'wait': 1.0}, {}, 0.0)

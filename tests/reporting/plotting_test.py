@@ -1,0 +1,73 @@
+"""Curves of run directories, whole, young and of several levels."""
+
+import json
+
+import pytest
+
+from impala_jax.reporting import plots
+
+pytest.importorskip('matplotlib')
+
+
+def _write(run_dir, levels=(), suite='atari', count=5, evaluations=True):
+  lines = [
+    {'frames': 100 * i, 'wall_seconds': 2.0 * i, 'episode_return': 3.0 * i}
+    | {f'episode_return/{x}': 1.0 * i + k for k, x in enumerate(levels)}
+    for i in range(count)
+  ]
+  (run_dir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  config = {'environment': {'suite': suite, 'levels': list(levels)}}
+  (run_dir / 'config.json').write_text(json.dumps({'config': config}))
+  if evaluations:
+    event = {
+      'frames': 300, 'mean': 4.0, 'returns': {x: [4.0] for x in levels},
+      'means': dict.fromkeys(levels, 4.0),
+    }  # fmt: skip
+    (run_dir / 'evaluations.jsonl').write_text(json.dumps(event))
+
+
+def test_a_panel_for_each_level(tmp_path, figures):
+  levels = ['rooms_watermaze', 'rooms_collect_good_objects_train', 'seekavoid_arena_01']
+  _write(tmp_path, levels, 'dmlab')
+  path = plots.level_curves(tmp_path)
+  assert path.read_bytes()[:4] == b'\x89PNG'
+  panels = [a for a in figures()[0].axes if a.get_visible()]
+  assert [a.get_title() for a in panels] == levels
+  lines = [{x.get_label(): x.get_ydata()[-1] for x in a.lines} for a in panels]
+  training = 'training: mean of the last 100 episodes'
+  assert [x[training] for x in lines] == [4.0, 5.0, 6.0]
+  assert [x['evaluation: mean'] for x in lines] == [4.0] * 3
+  assert (lines[0]['random play'], lines[0]['human']) == (4.065, 54.0)
+  # Of the version that is tested.
+  assert (lines[1]['random play'], lines[1]['human']) == (0.073, 10.0)
+  assert 'human' not in lines[2]
+
+
+def test_one_level_needs_no_panels(tmp_path):
+  _write(tmp_path, ['pong'])
+  assert plots.level_curves(tmp_path) is None
+  assert plots.learning_curve(tmp_path).exists()
+
+
+def test_runs_that_have_just_begun(tmp_path, capsys):
+  assert plots.learning_curve(tmp_path) is None
+  assert plots.level_curves(tmp_path) is None
+  _write(tmp_path, ['pong', 'qbert'], count=0, evaluations=False)
+  assert plots.level_curves(tmp_path) is None
+  assert plots.main(['plotting', str(tmp_path)]) == 1
+  assert 'no finished episode' in capsys.readouterr().err
+
+
+def test_the_command(tmp_path, capsys):
+  _write(tmp_path, ['pong', 'qbert'])
+  assert plots.main(['plotting', str(tmp_path)]) == 0
+  printed = capsys.readouterr().out.split()
+  assert printed == [str(tmp_path / f'{x}_curve{s}.png')
+                     for x, s in (('learning', ''), ('level', 's'))]  # fmt: skip
+  assert plots.main(['plotting']) == 2
+
+
+def test_numbers_in_short():
+  assert [plots.short(x) for x in (0, 950, 12_300, 4e6, 2.5e9)] == [
+    '0', '950', '12.3 k', '4 M', '2.5 G',
+  ]  # fmt: skip
