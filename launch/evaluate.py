@@ -28,8 +28,8 @@ from impala_jax.evaluation import evaluator, films, playing
 from impala_jax.evaluation import report as evaluation_report
 from impala_jax.launching import evaluation_progress
 from impala_jax.learning import checkpointing
-from impala_jax.reporting import bar_charts, metrics
-from impala_jax.runtime import compile_cache
+from impala_jax.reporting import bar_charts
+from impala_jax.runtime import compile_cache, files
 
 _RUN_DIR = flags.DEFINE_string('run_dir', '', 'Run directory; its newest checkpoint.')
 _CHECKPOINT = flags.DEFINE_string(
@@ -191,7 +191,7 @@ def _run(plan: _Plan) -> int:
     )  # fmt: skip
     # Until the last level is done there is more to come.
     report['complete'] &= len(found) == len(plan.tasks)
-    metrics.write_json(plan.output / 'evaluation.json', report)
+    files.write_json(plan.output / 'evaluation.json', report)
     return report
 
   with evaluation_progress.make(len(plan.tasks), _EPISODES.value) as progress:

@@ -18,7 +18,8 @@ from absl import app, flags
 
 from impala_jax.launching import backends, run_records
 from impala_jax.launching.backends import backend, kubernetes
-from impala_jax.reporting import inference_figures, metrics
+from impala_jax.reporting import inference_figures
+from impala_jax.runtime import files
 
 _LINES = flags.DEFINE_integer('lines', 40, 'Of logs.')
 _JSON = flags.DEFINE_bool('json', False, 'status: for programs.')
@@ -43,7 +44,7 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
   engine = backends.of_launch(launch)
   tasks = []
   for task in engine.status(launch):
-    record = metrics.read_json(run_records.record_path(run_dir, task.role, task.index))
+    record = files.read_json(run_records.record_path(run_dir, task.role, task.index))
     words = record.get('words', '')
     detail = task.detail
     if words and record.get('state') in ('failed', 'restarting'):
@@ -57,7 +58,7 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
     'run': launch.program.name,
     'launcher': launch.launcher,
     'training': _training(launch, engine),
-    'ended': metrics.read_json(run_dir / 'ended.json'),
+    'ended': files.read_json(run_dir / 'ended.json'),
     'tasks': tasks,
   }
 
@@ -92,7 +93,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _training(launch: backend.Launch, engine: backend.Backend) -> dict[str, Any]:
-  training = metrics.read_json(launch.run_dir / 'status.json')
+  training = files.read_json(launch.run_dir / 'status.json')
   if not training and isinstance(engine, kubernetes.Kubernetes):
     try:
       training = json.loads(engine.run_file(launch, 'status.json'))

@@ -32,8 +32,7 @@ from impala_jax.distributed.roles import actor as actor_role
 from impala_jax.distributed.roles import learner as learner_role
 from impala_jax.environments import catch
 from impala_jax.launching import supervisor
-from impala_jax.reporting import metrics
-from impala_jax.runtime import versions
+from impala_jax.runtime import files, versions
 
 _START = 300.0  # Seconds for a number of actors to be at work.
 _LEAVE = 60.0
@@ -125,7 +124,7 @@ def _measure(
      'learner.metrics_interval=0.2', 'learner.checkpoint_interval=1e6',
      'transport.kind=reverb'],
   )  # fmt: skip
-  metrics.write_json(run_dir / 'config.json', config_lib.to_dict(config))
+  files.write_json(run_dir / 'config.json', config_lib.to_dict(config))
   processes = {'learner': _start(args, run_dir, 'learner', 0)}
   tree = measure.ProcessTree(os.getpid())
   points = []
@@ -176,7 +175,7 @@ def _wait_for(
   deadline = time.monotonic() + _START
   while True:
     _check(run_dir, processes)
-    status = metrics.read_json(run_dir / 'status.json')
+    status = files.read_json(run_dir / 'status.json')
     came = sum(p['role'] == 'actor' for p in status.get('peers', []))
     updates = status.get('updates', 0)
     if came >= actors and updates:
@@ -200,7 +199,7 @@ def _window(
     time.sleep(0.2)
   cpu = tree.cpu_seconds() - cpu
   records = [
-    r for r in metrics.read_records(run_dir / 'metrics.jsonl') if r['time'] >= begin
+    r for r in files.read_json_lines(run_dir / 'metrics.jsonl') if r['time'] >= begin
   ]
   return {
     **figures(records),

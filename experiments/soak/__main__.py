@@ -35,8 +35,7 @@ from experiments.soak import run as soak_run
 from impala_jax import components
 from impala_jax import config as config_lib
 from impala_jax.learning import checkpointing
-from impala_jax.reporting import metrics
-from impala_jax.runtime import versions
+from impala_jax.runtime import files, versions
 
 _LEAST_RETURN = 0.0  # Of Catch; random play has about -0.6, a trained agent 1.
 _LEARNS = 300.0  # Seconds of soak after which a return is expected.
@@ -100,7 +99,7 @@ def verdict(
 ) -> dict[str, Any]:
   """All figures, and under `problems` what must not be."""
   problems = list(soak.problems)
-  records = metrics.read_records(soak.run_dir / 'metrics.jsonl')
+  records = files.read_json_lines(soak.run_dir / 'metrics.jsonl')
   progress = [r['time'] for r in records if r['frames_per_second'] > 0]
   halts = soak_checks.halts(progress, soak.faults, start, end)
   problems += [f'no update: {h}' for h in halts if h['seconds'] > args.bound]
@@ -231,7 +230,7 @@ def _end_state(
     'skipped': int(checkpoint.state.skipped),
     'finite': finite,
     'episode_return': returned,
-    'evaluations': len(metrics.read_records(run_dir / 'evaluations.jsonl')),
+    'evaluations': len(files.read_json_lines(run_dir / 'evaluations.jsonl')),
     'resumed': len(re.findall(r'goes on from ', log)),
   }
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _COMMAND = 'impala_jax.distributed.roles.run'
 
@@ -100,7 +100,7 @@ def start_again(
     'pid': process.pid,
     'created': psutil.Process(process.pid).create_time(),
   }
-  metrics.write_json(run_dir / 'launch.json', launch)
+  files.write_json(run_dir / 'launch.json', launch)
   return process
 
 

@@ -15,7 +15,7 @@ import psutil
 
 from experiments.soak import processes as soak_processes
 from experiments.soak.processes import Replica
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 ACTORS = 3
 # Kills are twice as likely as each of the others.
@@ -170,7 +170,7 @@ class Soak:
 
   def _last_update(self) -> float:
     """Time of the newest record, if updates had been made in it; else 0."""
-    status = metrics.read_json(self.run_dir / 'status.json')
+    status = files.read_json(self.run_dir / 'status.json')
     return status['time'] if status.get('frames_per_second', 0) > 0 else 0.0
 
   def _strike(self, fault: Fault) -> None:
@@ -243,7 +243,7 @@ class Soak:
 
   def _take_ledgers(self) -> None:
     for index in range(self._args.learners):
-      ledger = metrics.read_json(self.run_dir / f'unrolls-{index}.json')
+      ledger = files.read_json(self.run_dir / f'unrolls-{index}.json')
       if not ledger:
         continue
       self.ledgers[index, ledger['learner']] = ledger

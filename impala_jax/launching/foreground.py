@@ -9,7 +9,7 @@ from typing import Any
 
 from impala_jax import config as config_lib
 from impala_jax.launching import supervisor as supervisor_lib
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _LEARNER_GRACE = 60.0  # Seconds to finish an update, checkpoint and drain.
 _EVALUATION_GRACE = 300.0  # For the last evaluation and the video.
@@ -134,4 +134,4 @@ def _restarts(supervisor: supervisor_lib.Supervisor) -> str:
 
 
 def _status(run_dir: pathlib.Path) -> dict[str, Any]:
-  return metrics.read_json(run_dir / 'status.json')
+  return files.read_json(run_dir / 'status.json')

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from impala_jax.launching import run_records, supervised
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _COUNT = flags.DEFINE_integer('count', 1, 'Learner processes.')
 _FIRST = flags.DEFINE_integer('first_incarnation', 0, 'At least this.')
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
   code = run(processes)
   if code:
     records = [
-      metrics.read_json(run_records.record_path(run_dir, 'learner', i))
+      files.read_json(run_records.record_path(run_dir, 'learner', i))
       for i in range(_COUNT.value)
     ]
     failed = [

@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 from impala_jax import config as config_lib
-from impala_jax.reporting import metrics
-from impala_jax.runtime import versions
+from impala_jax.runtime import files, versions
 
 
 class RunDirectoryError(Exception):
@@ -70,7 +69,7 @@ def begin(run_dir: pathlib.Path, config: config_lib.Config) -> int:
 
 
 def _write(run_dir: pathlib.Path, config: config_lib.Config, launches: int) -> None:
-  metrics.write_json(
+  files.write_json(
     run_dir / 'config.json',
     {
       'config': config_lib.to_dict(config),

@@ -9,7 +9,7 @@ import pathlib
 import time
 
 from impala_jax.launching import supervisor
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 
 def record_path(run_dir: pathlib.Path, role: str, index: int) -> pathlib.Path:
@@ -19,7 +19,7 @@ def record_path(run_dir: pathlib.Path, role: str, index: int) -> pathlib.Path:
 def end_run(run_dir: pathlib.Path, reason: str, cause: str = '') -> None:
   """Tells all supervisors; the first reason stands."""
   if not (run_dir / 'ended.json').exists():
-    metrics.write_json(
+    files.write_json(
       run_dir / 'ended.json', {'reason': reason, 'cause': cause, 'time': time.time()}
     )
 
@@ -31,8 +31,8 @@ def reset(run_dir: pathlib.Path) -> None:
   for path in run_dir.glob('inference-*.json'):
     path.unlink(missing_ok=True)
   for path in (run_dir / 'supervised').glob('*.json'):
-    incarnation = metrics.read_json(path).get('incarnation', -1)
-    metrics.write_json(path, {'incarnation': incarnation})
+    incarnation = files.read_json(path).get('incarnation', -1)
+    files.write_json(path, {'incarnation': incarnation})
 
 
 def log_path(run_dir: pathlib.Path, role: str, index: int) -> pathlib.Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from impala_jax.launching import run_records
 from impala_jax.launching import supervisor as supervisor_lib
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _TICK = 0.25
 _LOOK = 2.0  # Seconds between looks at the shared directory.
@@ -69,7 +69,7 @@ class Supervised:
     # The learner's newest sign of life, and when it was seen.
     self._sign: tuple[int, float] = (0, time.monotonic())
     self._child: subprocess.Popen[bytes] | None = None
-    before = metrics.read_json(settings.record)
+    before = files.read_json(settings.record)
     self._incarnation = max(
       settings.first_incarnation - 1, int(before.get('incarnation', -1))
     )
@@ -208,12 +208,12 @@ class Supervised:
 
   def _end_if_all_failed(self, role: str) -> None:
     """Without any actor, or any server for them, the learner would wait for ever."""
-    launch = metrics.read_json(self._settings.run_dir / 'launch.json')
+    launch = files.read_json(self._settings.run_dir / 'launch.json')
     roles = launch.get('program', {}).get('roles', [])
     count = sum(r['replicas'] for r in roles if r['name'] == role)
     last: dict[str, Any] = {}
     for index in range(count):
-      last = metrics.read_json(
+      last = files.read_json(
         run_records.record_path(self._settings.run_dir, role, index)
       )
       if last.get('state') != 'failed':
@@ -239,7 +239,7 @@ class Supervised:
     """How the run ended, in words; empty if it goes on."""
     deadline = time.monotonic() + timeout
     while True:
-      ended = metrics.read_json(self._settings.run_dir / 'ended.json')
+      ended = files.read_json(self._settings.run_dir / 'ended.json')
       if ended:
         return f'the run {ended.get("reason")} {ended.get("cause", "")}'.strip()
       if self._stop or time.monotonic() >= deadline:
@@ -260,7 +260,7 @@ class Supervised:
 
   def _write(self, state: str, words: str = '') -> None:
     self._settings.record.parent.mkdir(exist_ok=True)
-    metrics.write_json(
+    files.write_json(
       self._settings.record,
       {
         'role': self._settings.role,

@@ -14,7 +14,7 @@ import sys
 import time
 
 from impala_jax.distributed.roles import run as run_role
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _WINDOW = 600.0  # Seconds in which `max_restarts` counts.
 
@@ -160,7 +160,7 @@ def role_environment(
     'PYTHONUNBUFFERED': '1',
     'TF_CPP_MIN_LOG_LEVEL': '2',  # TensorFlow only carries Reverb here.
   }
-  config = metrics.read_json(run_dir / 'config.json').get('config', {})
+  config = files.read_json(run_dir / 'config.json').get('config', {})
   platform = config.get(role, {}).get('platform', 'auto')
   if role == 'evaluator' or (role == 'actor' and platform == 'auto'):
     platform = 'cpu'

@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 
-from impala_jax.reporting import metrics, plots
+from impala_jax.reporting import plots
+from impala_jax.runtime import files
 
 
 def main() -> int:
@@ -29,7 +30,7 @@ def main() -> int:
   for run in args.runs:
     records = [
       r
-      for r in metrics.read_records(run / 'metrics.jsonl')
+      for r in files.read_json_lines(run / 'metrics.jsonl')
       if r.get('episode_return') is not None
     ]
     if not records:
@@ -37,7 +38,7 @@ def main() -> int:
       return 1
     frames = [r['frames'] for r in records]
     (line,) = axes.plot(frames, [r['episode_return'] for r in records], label=run.name)
-    evaluations = metrics.read_records(run / 'evaluations.jsonl')
+    evaluations = files.read_json_lines(run / 'evaluations.jsonl')
     axes.plot(
       [e['frames'] for e in evaluations],
       [e['mean'] for e in evaluations],

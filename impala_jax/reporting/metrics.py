@@ -3,7 +3,6 @@
 import collections
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -13,21 +12,7 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax.environments import registry
-
-
-def write_json(path: pathlib.Path, data: Any) -> None:
-  """Writes aside and renames, so that a reader never sees half a file."""
-  aside = path.with_name(f'.{path.name}.{os.getpid()}')
-  aside.write_text(json.dumps(data, indent=1))
-  os.replace(aside, path)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """What `write_json` wrote; empty if it is not there."""
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
-    return {}
+from impala_jax.runtime import files
 
 
 class MetricsWriter:
@@ -56,24 +41,12 @@ class MetricsWriter:
       for name, value in record.items():
         if isinstance(value, int | float) and name not in ('frames', 'time'):
           self._board.add_scalar(name, value, record['frames'])
-    write_json(self._status, {**record, **status})
+    files.write_json(self._status, {**record, **status})
 
   def close(self) -> None:
     self._lines.close()
     if self._board is not None:
       self._board.close()
-
-
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Records of a `.jsonl` file; a line cut off by a crash is skipped."""
-  records = []
-  if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        records.append(json.loads(line))
-      except ValueError:
-        continue
-  return records
 
 
 class EpisodeLog:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from impala_jax.environments import registry, scoring
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _TRAINING = '#1f77b4'
 _EVALUATION = '#d62728'
@@ -27,8 +27,8 @@ def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  records = metrics.read_records(run_dir / 'metrics.jsonl')
-  evaluations = metrics.read_records(run_dir / 'evaluations.jsonl')
+  records = files.read_json_lines(run_dir / 'metrics.jsonl')
+  evaluations = files.read_json_lines(run_dir / 'evaluations.jsonl')
   training = [
     (r['frames'], r['episode_return'], r['wall_seconds'])
     for r in records
@@ -74,7 +74,7 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  records = metrics.read_records(run_dir / 'metrics.jsonl')
+  records = files.read_json_lines(run_dir / 'metrics.jsonl')
   training, evaluated = _points(run_dir, records)
   suite, configured = _levels_of(run_dir)
   seen = evaluated | training
@@ -122,7 +122,7 @@ def _points(
       if name.startswith(_BY_LEVEL) and value is not None:
         points = training.setdefault(name.removeprefix(_BY_LEVEL), [])
         points.append((record['frames'], value))
-  for event in metrics.read_records(run_dir / 'evaluations.jsonl'):
+  for event in files.read_json_lines(run_dir / 'evaluations.jsonl'):
     for level, mean in event['means'].items():
       evaluated.setdefault(level, []).append((event['frames'], mean))
   return training, evaluated

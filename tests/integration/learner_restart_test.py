@@ -14,7 +14,7 @@ from impala_jax import config as config_lib
 from impala_jax import configs
 from impala_jax.distributed.roles import run as run_role
 from impala_jax.launching import run_directory
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
 _LONG = 240.0  # Seconds that a busy machine may take.
@@ -137,7 +137,7 @@ def test_actor_and_evaluator_outlive_learners(run):
 
   # Stopped for good: all leave, with a last evaluation.
   evaluations = len(run.lines('evaluations.jsonl'))
-  metrics.write_json(run.run_dir / 'ended.json', {'reason': 'stopped'})
+  files.write_json(run.run_dir / 'ended.json', {'reason': 'stopped'})
   run.processes['learner'].send_signal(signal.SIGTERM)
   run.end('learner', run_role.STOPPED)
   for role in ('actor', 'evaluator'):

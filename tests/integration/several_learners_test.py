@@ -16,7 +16,7 @@ import pytest
 from experiments.soak import processes as soak_processes
 from impala_jax.launching import run_records
 from impala_jax.learning import checkpointing
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 from launch import manage
 
 if importlib.util.find_spec('reverb') is None:
@@ -76,7 +76,7 @@ def wait_for(run_dir: pathlib.Path, condition, what: str, seconds: float = 240.0
 
 
 def updates(run_dir: pathlib.Path) -> int:
-  return int(metrics.read_json(run_dir / 'status.json').get('updates', 0))
+  return int(files.read_json(run_dir / 'status.json').get('updates', 0))
 
 
 def log(run_dir: pathlib.Path, index: int) -> str:
@@ -113,7 +113,7 @@ def test_a_run_trains_stops_and_resumes(run_dir):
   assert len({first['transport'], first['control']} | set(second.values())) == 4
   known = lambda: {
     (p['role'], p['index'])
-    for p in metrics.read_json(run_dir / 'status.json').get('peers', [])
+    for p in files.read_json(run_dir / 'status.json').get('peers', [])
   }
   everyone = {('learner', 1), ('actor', 0), ('actor', 1)}
   wait_for(run_dir, lambda: known() >= everyone, 'learner 0 hears of all')
@@ -128,17 +128,15 @@ def test_a_run_trains_stops_and_resumes(run_dir):
   (last,) = ends(run_dir)
   saved = checkpointing.read(checkpointing.paths(run_dir / 'checkpoints')[-1])
   assert saved['metadata']['updates'] == int(saved['state']['updates']) == last
-  record = metrics.read_records(run_dir / 'metrics.jsonl')[-1]
+  record = files.read_json_lines(run_dir / 'metrics.jsonl')[-1]
   assert record['updates'] == last
   assert record['frames'] == last * 16 * 9
 
   launch(run_dir, '--resume', f'--total_frames={record["frames"] + 5000}')
-  ending = wait_for(
-    run_dir, lambda: metrics.read_json(run_dir / 'ended.json'), 'it ends'
-  )
+  ending = wait_for(run_dir, lambda: files.read_json(run_dir / 'ended.json'), 'it ends')
   assert ending['reason'] == 'finished', ending
   wait_for(run_dir, lambda: not soak_processes.of_run(run_dir), 'all have left')
-  record = metrics.read_records(run_dir / 'metrics.jsonl')[-1]
+  record = files.read_json_lines(run_dir / 'metrics.jsonl')[-1]
   assert ends(run_dir) == [last, record['updates']]
   assert record['updates'] == -(-(last * 144 + 5000) // 144)
   # Whole batches of both.
@@ -176,7 +174,7 @@ def test_it_stops_where_one_learner_has_no_actor(run_dir):
   launch(run_dir, '--total_frames=1e9', '--num_actors=1')
   known = lambda: {
     (p['role'], p['index'])
-    for p in metrics.read_json(run_dir / 'status.json').get('peers', [])
+    for p in files.read_json(run_dir / 'status.json').get('peers', [])
   }
   wait_for(run_dir, lambda: known() >= {('actor', 0), ('learner', 1)}, 'all are up')
   assert updates(run_dir) == 0

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.soak import processes as soak_processes
 from impala_jax.launching import backends, local_gang
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 from launch import manage
 from tests.launching import programs
 
@@ -80,7 +80,7 @@ def test_a_gang_restarts_and_stops_as_a_unit(launched):
 
 def test_a_crash_loop_ends_the_run_with_the_cause_of_the_one_at_fault(launched):
   run_dir = launched(max_restarts=1, learner=ONE_FAILS)
-  ended = wait(lambda: metrics.read_json(run_dir / 'ended.json'))
+  ended = wait(lambda: files.read_json(run_dir / 'ended.json'))
   assert ended['reason'] == 'failed'
   assert 'learner 1 ended with exit code 1: ValueError: no such game' in ended['cause']
   assert 'GangError' not in ended['cause']

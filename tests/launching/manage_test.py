@@ -14,7 +14,7 @@ import pytest
 from impala_jax.launching import backends, run_records
 from impala_jax.launching import program as program_lib
 from impala_jax.launching.backends import backend
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 from launch import manage
 from tests.launching import programs
 from tests.launching.programs import starts, wait
@@ -123,7 +123,7 @@ def test_one_that_another_told_to_stop_comes_back(launched):
 
 def test_crash_loops_end_with_the_cause(launched):
   run_dir = launched(actors=2, max_restarts=1, learner=programs.CRASH)
-  ended = wait(lambda: metrics.read_json(run_dir / 'ended.json'))
+  ended = wait(lambda: files.read_json(run_dir / 'ended.json'))
   assert ended['reason'] == 'failed'
   assert 'exit code 3: ValueError: no such game' in ended['cause']
   (run_dir / 'evaluator-0.finish').touch()
@@ -136,7 +136,7 @@ def test_crash_loops_end_with_the_cause(launched):
 
 def test_the_run_ends_when_all_actors_have_failed(launched):
   run_dir = launched(actors=2, max_restarts=0, actor=programs.CRASH)
-  ended = wait(lambda: metrics.read_json(run_dir / 'ended.json'))
+  ended = wait(lambda: files.read_json(run_dir / 'ended.json'))
   assert ended['reason'] == 'failed'
   assert 'all actors' in ended['cause']
   assert 'no such game' in ended['cause']
@@ -193,7 +193,7 @@ def test_an_actor_without_a_learner_is_given_up(tmp_path):
   assert supervisor.returncode == 1
   assert 'actor 0: no learner for 3 s' in supervisor.stdout
   assert (tmp_path / 'actor-0.told').exists()
-  record = metrics.read_json(run_records.record_path(tmp_path, 'actor', 0))
+  record = files.read_json(run_records.record_path(tmp_path, 'actor', 0))
   assert (record['state'], record['words']) == ('failed', 'no learner for 3 s')
 
 

@@ -10,6 +10,7 @@ from impala_jax import config as config_lib
 from impala_jax.environments import registry
 from impala_jax.environments.dmlab import levels as dmlab30
 from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 from tests import counting
 
 
@@ -85,7 +86,7 @@ def test_training_logs_scores_and_levels(tmp_path):
   by_level = [last[f'episode_return/{level}'] for level in lengths]
   assert last['score/sum'] == pytest.approx(sum(by_level))
   assert last['episode_return'] == pytest.approx(sum(by_level) / 2)
-  evaluations = metrics.read_records(tmp_path / 'evaluations.jsonl')
+  evaluations = files.read_json_lines(tmp_path / 'evaluations.jsonl')
   # The first episodes: 1 + 2, and 1 + 2 + 3.
   assert evaluations[-1]['scores'] == {'sum': 9.0}
   seen = [r for r in result.records if 'evaluation_return' in r]
@@ -101,6 +102,6 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
   writer.close()
   lines = tmp_path / 'metrics.jsonl'
   lines.write_text(lines.read_text() + '{"frames": 2, "lo')
-  assert metrics.read_records(lines) == [{'frames': 1, 'loss': None, 'return': 2.5}]
+  assert files.read_json_lines(lines) == [{'frames': 1, 'loss': None, 'return': 2.5}]
   status = json.loads((tmp_path / 'status.json').read_text())
   assert status['bottleneck'] == 'none'

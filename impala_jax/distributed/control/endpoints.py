@@ -18,7 +18,7 @@ from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import tunnel as tls_tunnel
 from impala_jax.distributed.transport import reverb as reverb_transport
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 
 class Place(NamedTuple):
@@ -174,9 +174,9 @@ def read_address(run_dir: pathlib.Path, client_index: int) -> dict[str, str] | N
     not wholly, there yet.
   """
   try:
-    first = metrics.read_json(address_path(run_dir, 0))
+    first = files.read_json(address_path(run_dir, 0))
     learner = client_index % int(first.get('learners', 1))
-    own = metrics.read_json(address_path(run_dir, learner)) if learner else first
+    own = files.read_json(address_path(run_dir, learner)) if learner else first
     return {'control': own['control'], 'transport': own['transport']}
   except (ValueError, KeyError):
     return None

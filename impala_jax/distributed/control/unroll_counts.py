@@ -9,7 +9,7 @@ import pathlib
 
 from impala_jax.distributed.control import board as control_lib
 from impala_jax.distributed.transport import protocol as transport
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 
 def write(
@@ -35,7 +35,7 @@ def write(
     {**dataclasses.asdict(w), 'sent': sent.get((w.actor, w.incarnation), 0)}
     for w in reader.writers()
   ]
-  metrics.write_json(
+  files.write_json(
     run_dir / f'unrolls-{learner}.json',
     {'learner': control.identity, 'writers': writers},
   )

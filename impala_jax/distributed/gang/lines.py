@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from impala_jax.distributed.security import ports
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _FILE = 'gang.json'
 _MEET_TIMEOUT = 300.0  # Seconds from the first learner to the last.
@@ -111,7 +111,7 @@ def receive_from_others(
   with ports.listen('' if host else '127.0.0.1') as listener:
     listener.settimeout(_SLICE)
     place = {'host': host or '127.0.0.1', 'port': listener.getsockname()[1]}
-    metrics.write_json(run_dir / _FILE, {**place, 'token': token})
+    files.write_json(run_dir / _FILE, {**place, 'token': token})
     while len(lines) < count - 1:
       if should_stop():
         return None

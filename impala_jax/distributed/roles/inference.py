@@ -23,7 +23,7 @@ from impala_jax.distributed.roles import policies
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import registry
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _TICK = 0.05  # Seconds between looks at what there is to do.
 _SEEDS = 1_000_000_000  # Where their indices begin; actors have the smaller ones.
@@ -85,7 +85,7 @@ def run(
     stack.callback(server.close)
     address = endpoints.join(place.host or 'localhost', server.port)
     place_of = policies.address_path(run_dir, index)
-    metrics.write_json(place_of, {'address': address, 'incarnation': incarnation})
+    files.write_json(place_of, {'address': address, 'incarnation': incarnation})
     logging.info('serves at %s', address)
     following.follow(batcher)
     deadline = time.monotonic() + _GOODBYE

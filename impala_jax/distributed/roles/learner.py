@@ -22,6 +22,7 @@ from impala_jax.learning import checkpointing
 from impala_jax.learning import learner as learner_lib
 from impala_jax.learning import loop as learner_loop
 from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
 
@@ -112,10 +113,10 @@ def _learn(
     )  # fmt: skip
     # Learner 0 last: its addresses say that all others' can be read.
     if not first:
-      metrics.write_json(endpoints.address_path(run_dir, gang.index), addresses)
+      files.write_json(endpoints.address_path(run_dir, gang.index), addresses)
     gang.gather()
     if first:
-      metrics.write_json(
+      files.write_json(
         endpoints.address_path(run_dir, 0), {**addresses, 'learners': gang.count}
       )
     logging.info('serves %s', addresses)

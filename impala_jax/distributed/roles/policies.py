@@ -14,7 +14,7 @@ from impala_jax.distributed.inference import remote as inference_link
 from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 
 def local(
@@ -71,7 +71,7 @@ def remote(
 
 
 def _place(path: pathlib.Path) -> inference_link.Place | None:
-  found = metrics.read_json(path)
+  found = files.read_json(path)
   if 'address' not in found:
     return None
   return inference_link.Place(found['address'], found['incarnation'])

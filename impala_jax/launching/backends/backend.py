@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from impala_jax import config as config_lib
 from impala_jax.launching import program as program_lib
 from impala_jax.launching import run_records
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 # The package can be imported there, installed or not.
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -119,7 +119,7 @@ class Launch:
     return pathlib.Path(self.program.run_dir)
 
   def write(self) -> None:
-    metrics.write_json(
+    files.write_json(
       self.run_dir / 'launch.json',
       {
         'launcher': self.launcher,

@@ -17,7 +17,7 @@ import psutil
 from impala_jax.launching import program as program_lib
 from impala_jax.launching import run_records
 from impala_jax.launching.backends import backend
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 _LEAVE_TIMEOUT = 45.0
 _KILL_TIMEOUT = 10.0
@@ -58,7 +58,7 @@ class Local(backend.Backend):
       gang = launch.program.role(role).restart.gang
       processes = handle * launch.program.role(role).replicas if gang else handle
       for index, process in enumerate(processes):
-        record = metrics.read_json(run_records.record_path(launch.run_dir, role, index))
+        record = files.read_json(run_records.record_path(launch.run_dir, role, index))
         if _process(process) is not None:
           # One that has ended starts again with its gang.
           waits = gang and record.get('state') != 'running'

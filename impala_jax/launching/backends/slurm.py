@@ -14,7 +14,7 @@ from typing import Any
 from impala_jax.launching import program as program_lib
 from impala_jax.launching import run_records
 from impala_jax.launching.backends import backend, slurm_scripts
-from impala_jax.reporting import metrics
+from impala_jax.runtime import files
 
 Options = slurm_scripts.Options
 
@@ -80,7 +80,7 @@ class Slurm(backend.Backend):
       state, where, detail = found.get(job, ('GONE', '', 'Slurm has forgotten it'))
       name = _STATES.get(state, 'pending')
       if state == 'GONE':
-        record = metrics.read_json(run_records.record_path(launch.run_dir, role, index))
+        record = files.read_json(run_records.record_path(launch.run_dir, role, index))
         name = 'failed' if record.get('state') == 'failed' else 'done'
       words = f'job {job} {state.lower()}' + (f' ({detail})' if detail else '')
       tasks.append(backend.Task(role, index, name, where, words))

@@ -48,7 +48,7 @@ def publish():
 publish()
 place = endpoints.Place.from_environment(os.environ)
 with endpoints.serve(layout, 4, 8, served, place) as (reader, addresses):
-  metrics.write_json(run_dir / 'address.json', addresses)
+  files.write_json(run_dir / 'address.json', addresses)
   while batches:
     try:
       batch = reader.read(1.0)
