@@ -16,10 +16,11 @@ from typing import Any
 
 from absl import app, flags
 
-from impala_jax.launching import backends, run_records
+from impala_jax.launching import backends
 from impala_jax.launching.backends import backend, kubernetes
 from impala_jax.reporting import inference_figures
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import process_name
 
 _LINES = flags.DEFINE_integer('lines', 40, 'Of logs.')
 _JSON = flags.DEFINE_bool('json', False, 'status: for programs.')
@@ -41,10 +42,11 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
     backend.BackendError: nothing was launched there, or the engine does not answer.
   """
   launch = backend.read_launch(run_dir)
+  run = launch.run
   engine = backends.of_launch(launch)
   tasks = []
   for task in engine.status(launch):
-    record = files.read_json(run_records.record_path(run_dir, task.role, task.index))
+    record = files.read_json(run.supervised(task.role, task.index))
     words = record.get('words', '')
     detail = task.detail
     if words and record.get('state') in ('failed', 'restarting'):
@@ -58,7 +60,7 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
     'run': launch.program.name,
     'launcher': launch.launcher,
     'training': _training(launch, engine),
-    'ended': files.read_json(run_dir / 'ended.json'),
+    'ended': run.how_ended(),
     'tasks': tasks,
   }
 
@@ -83,7 +85,7 @@ def describe(report: dict[str, Any]) -> str:
   # Failures first.
   notable.sort(key=lambda t: (-_STATES.index(t['state']), t['role'], t['index']))
   for task in notable[:_SHOWN]:
-    name = run_records.log_name(task['role'], task['index'])
+    name = process_name(task['role'], task['index'])
     where = f' on {task["where"]}' if task['where'] else ''
     restarts = f', {task["restarts"]} restarts' if task['restarts'] else ''
     lines.append(f'{name}: {task["state"]}{where}{restarts}; {task["detail"]}')
@@ -93,10 +95,10 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _training(launch: backend.Launch, engine: backend.Backend) -> dict[str, Any]:
-  training = files.read_json(launch.run_dir / 'status.json')
+  training = launch.run.read_status()
   if not training and isinstance(engine, kubernetes.Kubernetes):
     try:
-      training = json.loads(engine.run_file(launch, 'status.json'))
+      training = json.loads(engine.run_file(launch, launch.run.status.name))
     except (backend.BackendError, ValueError):
       return {}
   if training:

@@ -12,8 +12,8 @@ from impala_jax import config as config_lib
 from impala_jax import config_validation, configs
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
-from impala_jax.launching import backends, foreground, live_view, run_directory
-from impala_jax.launching.backends import backend
+from impala_jax.launching import backends, live_view, run_directory
+from impala_jax.launching.backends import backend, foreground
 
 _SET = flags.DEFINE_multi_string('set', [], 'section.field=value; may be repeated.')
 _RUN_DIR = flags.DEFINE_string('run_dir', '', 'Run directory; default under runs/.')
@@ -74,20 +74,20 @@ def main(argv: list[str], config_name: str, short: Mapping[str, object]) -> int:
       live_view.print_config(config)
       return 0
     engine = _engine()
-    if engine is not None:
-      # Also where it is not shown: an impossible one must not leave a directory.
-      folder = pathlib.Path(_RUN_DIR.value or 'runs/dry_run')
-      program = engine.program(config, folder, 0)
-      if _DRY_RUN.value:
-        print(engine.describe(program))
-        return 0
+    # Also where it is not shown: an impossible one must not leave a directory.
+    folder = pathlib.Path(_RUN_DIR.value or 'runs/dry_run')
+    program = engine.program(config, folder, 0)
+    if _DRY_RUN.value:
+      print(engine.describe(program))
+      return 0
     if not _RESUME.value:
       run_dir = run_directory.create(config, _RUN_DIR.value)
     launches = run_directory.begin(run_dir, config)
     if (keys := run_keys.folder_of(config, run_dir)) is not None:
       run_keys.ensure(keys)
-    if engine is not None:
-      engine.submit(engine.program(config, run_dir, launches))
+    program = engine.program(config, run_dir, launches)
+    if not isinstance(engine, foreground.Foreground):
+      engine.submit(program)
       print(f'submitted; look with: python -m launch.manage status {run_dir}')
       return 0
   except (
@@ -99,12 +99,14 @@ def main(argv: list[str], config_name: str, short: Mapping[str, object]) -> int:
     print(f'impala_jax: {e}', file=sys.stderr)
     return 2
   with live_view.make(_VIEW.value, config, run_dir) as show:
-    code = foreground.run(config, run_dir, launches, show)
+    code, failures = engine.run(program, show)
+  for line in failures:
+    print(f'impala_jax: {line}', file=sys.stderr)
   live_view.print_ending(run_dir, code)
   return code
 
 
-def _engine() -> backend.Backend | None:
+def _engine() -> backend.Backend:
   if _LAUNCHER.value:
     return backends.get(_LAUNCHER.value, _LAUNCHER_SET.value)
   for name, value in (
@@ -116,7 +118,7 @@ def _engine() -> backend.Backend | None:
         f'--{name} is {value!r}: needs --launcher, one of '
         + ', '.join(backends.LAUNCHERS)
       )
-  return None
+  return backends.get('foreground')
 
 
 def _settings(short: Mapping[str, object]) -> list[str]:

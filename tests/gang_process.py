@@ -19,9 +19,10 @@ def main(run_dir: pathlib.Path, devices: int, updates: int) -> None:
   from impala_jax.distributed.gang import gang as learner_gang
   from impala_jax.distributed.gang import start as gang_start
   from impala_jax.learning import learner as learner_lib
+  from impala_jax.runtime import role_environment
   from tests import synthetic
 
-  gang = gang_start.join(run_dir, os.environ, lambda: False)
+  gang = gang_start.join(role_environment.RoleEnvironment.read(), lambda: False)
   assert gang is not None
   config = synthetic.config()
   learner = learner_lib.Learner(

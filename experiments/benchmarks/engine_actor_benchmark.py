@@ -45,7 +45,8 @@ rng = np.random.default_rng(0)
 filler = np.zeros(64 << 17)  # 64 MB.
 if suite == 'dmlab':
   import deepmind_lab
-  from impala_jax.environments import dmlab, dmlab_actions
+  from impala_jax.environments.dmlab import actions as dmlab_actions
+  from impala_jax.environments.dmlab import environment as dmlab
   lab = deepmind_lab.Lab(
     dmlab.level_path(level), ['RGB_INTERLEAVED', 'INSTR'],
     config={'width': '96', 'height': '72', 'logLevel': 'WARN'}, renderer='software')
@@ -60,7 +61,7 @@ if suite == 'dmlab':
   def reset():
     lab.reset(seed=int(rng.integers(2**31)))
 else:
-  from impala_jax.environments import doom
+  from impala_jax.environments.doom import environment as doom
   environment = doom.make(level, 1)
   reset = environment.reset
   reset()

@@ -38,7 +38,7 @@ from experiments.benchmarks import (
 from impala_jax import unroll_layout
 from impala_jax.distributed.control import board as control_lib
 from impala_jax.distributed.control import endpoints
-from impala_jax.runtime import versions
+from impala_jax.runtime import role_environment, versions
 
 _CONNECT = 600.0  # Seconds for the first unroll of every client.
 _LEAVE = 120.0
@@ -72,8 +72,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
   parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
   control = control_lib.Control()
   me = psutil.Process()
-  place = endpoints.Place()
-  with endpoints.serve(layout, args.batch, 2 * args.batch, control, place) as served:
+  here = role_environment.RoleEnvironment()
+  with endpoints.serve(layout, args.batch, 2 * args.batch, control, here) as served:
     reader, address = served
     learner = fleet_learner.Learner(reader, control, params, args)
     _warm_up(address, layout, 12 * args.batch, learner)

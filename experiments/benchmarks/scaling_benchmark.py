@@ -31,8 +31,9 @@ from impala_jax import config as config_lib
 from impala_jax.distributed.roles import actor as actor_role
 from impala_jax.distributed.roles import learner as learner_role
 from impala_jax.environments import catch
-from impala_jax.launching import supervisor
-from impala_jax.runtime import files, versions
+from impala_jax.launching import processes as role_processes
+from impala_jax.runtime import files, role_environment, versions
+from impala_jax.runtime.run_directory import RunDirectory
 
 _START = 300.0  # Seconds for a number of actors to be at work.
 _LEAVE = 60.0
@@ -96,20 +97,19 @@ def main() -> int:
 
 def _play(args: argparse.Namespace) -> int:
   """A learner's or an actor's process: the same as in any run but for the game."""
-  run_dir = pathlib.Path(os.environ['IMPALA_RUN_DIR'])
-  parent = int(os.environ['IMPALA_PARENT'])
+  here = role_environment.RoleEnvironment.read()
   stop = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: stop.set())
-  should_stop = lambda: stop.is_set() or os.getppid() != parent
-  saved = json.loads((run_dir / 'config.json').read_text())
+  should_stop = lambda: stop.is_set() or os.getppid() != here.parent
+  saved = json.loads(RunDirectory(here.run_dir).config.read_text())
   custom = components.Custom(
     environment=functools.partial(SlowCatch, args.step_ms / 1e3)
   )
-  parts = components.build(config_lib.from_dict(saved), custom)
+  parts = components.build(config_lib.from_dict(saved['config']), custom)
   if args.role == 'learner':
-    learner_role.run(parts, run_dir, should_stop)
+    learner_role.run(parts, here, should_stop)
   else:
-    actor_role.run(parts, run_dir, int(os.environ['IMPALA_INDEX']), 0, should_stop)
+    actor_role.run(parts, here, should_stop)
   return 0
 
 
@@ -124,7 +124,8 @@ def _measure(
      'learner.metrics_interval=0.2', 'learner.checkpoint_interval=1e6',
      'transport.kind=reverb'],
   )  # fmt: skip
-  files.write_json(run_dir / 'config.json', config_lib.to_dict(config))
+  saved = {'config': config_lib.to_dict(config)}
+  files.write_json(RunDirectory(run_dir).config, saved)
   processes = {'learner': _start(args, run_dir, 'learner', 0)}
   tree = measure.ProcessTree(os.getpid())
   points = []
@@ -162,7 +163,7 @@ def _start(
     sys.executable, '-m', 'experiments.benchmarks.scaling_benchmark',
     f'--role={role}', f'--step_ms={args.step_ms}',
   ]  # fmt: skip
-  environment = supervisor.role_environment(run_dir, role, index, 0)
+  environment = role_processes.environment_of(RunDirectory(run_dir), role, index, 0)
   with open(run_dir / f'{role}-{index}.log', 'ab') as log:
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -175,7 +176,7 @@ def _wait_for(
   deadline = time.monotonic() + _START
   while True:
     _check(run_dir, processes)
-    status = files.read_json(run_dir / 'status.json')
+    status = RunDirectory(run_dir).read_status()
     came = sum(p['role'] == 'actor' for p in status.get('peers', []))
     updates = status.get('updates', 0)
     if came >= actors and updates:
@@ -198,9 +199,8 @@ def _window(
     _check(run_dir, processes)
     time.sleep(0.2)
   cpu = tree.cpu_seconds() - cpu
-  records = [
-    r for r in files.read_json_lines(run_dir / 'metrics.jsonl') if r['time'] >= begin
-  ]
+  lines = files.read_json_lines(RunDirectory(run_dir).metrics)
+  records = [r for r in lines if r['time'] >= begin]
   return {
     **figures(records),
     'cores_used': round(cpu / (time.time() - begin), 2),
@@ -237,7 +237,7 @@ def _check(
   for name, process in processes.items():
     if process.poll() is not None:
       log = 'learner-0' if name == 'learner' else name
-      cause = supervisor.cause(run_dir / f'{log}.log')
+      cause = role_processes.cause(run_dir / f'{log}.log')
       raise SystemExit(f'{name} ended with exit code {process.returncode}: {cause}')
 
 

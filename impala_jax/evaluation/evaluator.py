@@ -16,6 +16,7 @@ from impala_jax.environments import base
 from impala_jax.evaluation import films, playing
 from impala_jax.learning import checkpointing
 from impala_jax.reporting import metrics, plots
+from impala_jax.runtime.run_directory import RunDirectory
 
 
 class Policy(NamedTuple):
@@ -109,13 +110,13 @@ class Session:
       'returns': returns,
       'failed': failed,
     }
-    with open(self._run_dir / 'evaluations.jsonl', 'a') as f:
+    with open(RunDirectory(self._run_dir).evaluations, 'a') as f:
       f.write(json.dumps(event) + '\n')
     return event
 
   def finish(self, should_stop: Callable[[], bool]) -> None:
     """Evaluates the newest checkpoint and writes videos and the learning curve."""
-    policy = newest_policy(self._run_dir / 'checkpoints')
+    policy = newest_policy(RunDirectory(self._run_dir).checkpoints)
     if policy is not None:
       logging.info('last evaluation of %s', policy.path)
       self.evaluate(policy.metadata['updates'], policy.params, should_stop)

@@ -18,6 +18,7 @@ import rich.text
 
 from impala_jax import config as config_lib
 from impala_jax.reporting import inference_figures
+from impala_jax.runtime.run_directory import RunDirectory
 
 _PLAIN_INTERVAL = 10.0  # Seconds between plain lines.
 Show = Callable[[dict[str, Any], str], None]
@@ -145,14 +146,15 @@ def print_config(config: config_lib.Config) -> None:
 
 def print_ending(run_dir: pathlib.Path, code: int) -> None:
   """What the run left behind."""
+  run = RunDirectory(run_dir)
   kinds = {
-    'metrics.jsonl': 'metrics (also for TensorBoard, in tensorboard/)',
-    'checkpoints': 'checkpoints; go on with --resume --run_dir',
-    'learning_curve.png': 'learning curve',
-    'level_curves.png': 'learning curve of each level',
-    'logs': 'logs of every process',
+    run.metrics: f'metrics (also for TensorBoard, in {run.tensorboard.name}/)',
+    run.checkpoints: 'checkpoints; go on with --resume --run_dir',
+    run.learning_curve: 'learning curve',
+    run.level_curves: 'learning curve of each level',
+    run.logs: 'logs of every process',
   }
-  found = [(name, text) for name, text in kinds.items() if (run_dir / name).exists()]
+  found = [(path.name, text) for path, text in kinds.items() if path.exists()]
   found += [(p.name, 'the evaluated agent playing') for p in run_dir.glob('*.mp4')]
   print(f'{"Ended" if code == 0 else "Failed"}. In {run_dir}:')
   for name, text in found:

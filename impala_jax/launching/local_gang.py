@@ -1,33 +1,28 @@
 """The learners of a run on one machine, kept all together or not at all.
 
-`python -m impala_jax.launching.local_gang --count=2 -- python -m ... learner` starts
-them and ends as they end. When one fails, the others are ended, too: what `srun
+`python -m impala_jax.launching.local_gang --count=2 learner --once -- python …`
+starts them and ends as they end. When one fails, the others are ended, too: what `srun
 --kill-on-bad-exit` does for learners on several nodes. The supervisor above starts all
 again.
 """
 
+import dataclasses
 import os
-import pathlib
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
 
-from absl import app, flags
-
-from impala_jax.launching import run_records, supervised
-from impala_jax.runtime import files
-
-_COUNT = flags.DEFINE_integer('count', 1, 'Learner processes.')
-_FIRST = flags.DEFINE_integer('first_incarnation', 0, 'At least this.')
-_GRACE = flags.DEFINE_float('grace', 30.0, 'Seconds from SIGTERM to SIGKILL.')
+from impala_jax.launching import supervise, supervision
+from impala_jax.runtime import role_environment
+from impala_jax.runtime.run_directory import RunDirectory
 
 # Seconds that learners get to find out by themselves that another has failed.
 _NOTICE = 15.0
 
 
-def run(processes: Sequence[supervised.Supervised]) -> int:
+def run_all(processes: Sequence[supervision.Supervised]) -> int:
   """Runs processes, each of which is to end once, to the end of all.
 
   Returns:
@@ -63,35 +58,36 @@ def cause(words: Sequence[str]) -> str:
   return next((w for w in words if 'GangError' not in w), words[0] if words else '')
 
 
-def main(argv: list[str]) -> int:
-  run_dir = pathlib.Path(os.environ['IMPALA_RUN_DIR'])
-  processes = [
-      supervised.Supervised(supervised.Settings(
-          'learner', index, tuple(argv[1:]), run_dir, _FIRST.value,
-          grace=_GRACE.value, once=True,
-      ))
-      for index in range(_COUNT.value)
-  ]  # fmt: skip
+def main(arguments: Sequence[str]) -> int:
+  """Arguments: --count=N, then as for `launching.supervise`."""
+  count, *rest = arguments
+  learners = int(count.removeprefix('--count='))
+  run = RunDirectory(role_environment.RoleEnvironment.read().run_dir)
+  settings = supervise.parse(rest)
+  gang = [
+    supervision.Supervised(dataclasses.replace(settings, index=index), run)
+    for index in range(learners)
+  ]
 
   def stop(number: int, frame: object) -> None:
-    for process in processes:
+    for process in gang:
       process.stop(signal.Signals(number).name)
 
   signal.signal(signal.SIGTERM, stop)
-  code = run(processes)
+  code = run_all(gang)
   if code:
-    records = [
-      files.read_json(run_records.record_path(run_dir, 'learner', i))
-      for i in range(_COUNT.value)
-    ]
     failed = [
-      f'learner {r["index"]} {r["words"]}'
-      for r in records
-      if r.get('state') == 'failed'
+      f'learner {p.settings.index} {p.words}' for p in gang if p.state == 'failed'
     ]
     print(f'CAUSE: {cause(failed)}', flush=True)
   return code
 
 
+def command(python: str, count: int, settings: supervision.Settings) -> list[str]:
+  """The command that keeps `count` learners, each supervised by these settings."""
+  module = 'impala_jax.launching.local_gang'
+  return [python, '-m', module, f'--count={count}', *settings.arguments()]
+
+
 if __name__ == '__main__':
-  app.run(lambda argv: sys.exit(main(argv)))
+  sys.exit(main(sys.argv[1:]))

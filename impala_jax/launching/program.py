@@ -14,6 +14,9 @@ from typing import Any
 from impala_jax import config as config_lib
 from impala_jax import config_validation
 
+_LEAVE = 20.0  # Seconds for a role to leave a run that has ended.
+_EVALUATION = 300.0  # Seconds for the last evaluation and the film.
+
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
@@ -52,6 +55,7 @@ class Role:
     resources: of one replica.
     restart: see `RestartPolicy`.
     grace: seconds between SIGTERM and SIGKILL.
+    linger: seconds that it may go on after the run has ended.
     ports: names of the TCP ports that the role serves; the numbers are a backend's
       choice and come as IMPALA_<NAME>_PORT.
     elastic: replicas may be added and removed while the run goes on.
@@ -63,6 +67,7 @@ class Role:
   resources: Resources
   restart: RestartPolicy
   grace: float
+  linger: float = 0.0
   ports: tuple[str, ...] = ()
   elastic: bool = False
 
@@ -91,6 +96,11 @@ class Program:
   work_dir: str
   first_incarnation: int = 0
   config: str = ''
+
+  @property
+  def main(self) -> Role:
+    """The one whose end is the run's."""
+    return next(r for r in self.roles if r.restart.essential)
 
   def role(self, name: str) -> Role:
     """Raises KeyError with the roles that there are."""
@@ -129,6 +139,8 @@ def program_of(
 ) -> Program:
   """The roles of a run: learner gang, inference servers, actors, evaluator.
 
+  With the local transport all of them are threads of one process, the role `all`.
+
   Args:
     config: of the run.
     run_dir: its directory; made absolute.
@@ -140,16 +152,17 @@ def program_of(
     max_restarts: see `RestartPolicy`.
 
   Raises:
-    config_lib.ConfigError: the settings cannot run as separate processes.
+    config_lib.ConfigError: the settings cannot run as so many processes.
   """
   problems = []
-  if config.transport.kind != 'reverb':
-    problems.append(
-      f'transport.kind is {config.transport.kind!r}: separate processes need reverb'
-    )
+  one_process = config.transport.kind == 'local'
   if learners < 1:
     problems.append(f'learners is {learners}: must be at least 1')
   else:
+    if one_process and learners > 1:
+      problems.append(
+        f'learners is {learners}: with transport.kind local the run is one process'
+      )
     try:
       config_validation.validate(config, learners=learners)
     except config_lib.ConfigError as e:
@@ -157,32 +170,34 @@ def program_of(
   if problems:
     raise config_lib.ConfigError('\n'.join(problems))
   resources = resources or {}
-  command = ('-m', 'impala_jax.distributed.roles.run')
 
-  def role(name: str, replicas: int, **fields: Any) -> Role:
+  def role(name: str, replicas: int = 1, **fields: Any) -> Role:
+    essential = name in ('learner', 'all')
     restart = RestartPolicy(
       max_restarts=max_restarts,
       gang=name == 'learner' and learners > 1,
-      essential=name == 'learner',
+      essential=essential,
     )
+    fields = {'grace': 30.0, 'linger': 0.0 if essential else _LEAVE} | fields
     return Role(
-        name, (*command, name), replicas, resources.get(name, Resources()), restart,
-        **fields,
-    )  # fmt: skip
+      name=name,
+      argv=('-m', 'impala_jax.distributed.roles.run', name),
+      replicas=replicas,
+      resources=resources.get(name, Resources()),
+      restart=restart,
+      **fields,
+    )
 
-  roles = [
-    role(
-      'learner',
-      learners,
-      grace=learner_grace,
-      ports=('control', 'queue'),
-    ),
-  ]
-  if servers := config.inference.servers:
-    roles.append(role('inference', servers, grace=30.0, ports=('inference',)))
-  roles.append(role('actor', config.actor.num_actors, grace=30.0, elastic=True))
-  if config.evaluator.enabled:
-    roles.append(role('evaluator', 1, grace=30.0))
+  if one_process:
+    # Its last evaluation and the film are within the time that it is given to end.
+    roles = [role('all', grace=learner_grace + _EVALUATION)]
+  else:
+    roles = [role('learner', learners, grace=learner_grace, ports=('control', 'queue'))]
+    if servers := config.inference.servers:
+      roles.append(role('inference', servers, ports=('inference',)))
+    roles.append(role('actor', config.actor.num_actors, elastic=True))
+    if config.evaluator.enabled:
+      roles.append(role('evaluator', linger=_EVALUATION))
   run_dir = pathlib.Path(run_dir).absolute()
   return Program(
     name=label(run_dir.name),

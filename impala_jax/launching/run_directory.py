@@ -8,6 +8,7 @@ import sys
 
 from impala_jax import config as config_lib
 from impala_jax.runtime import files, versions
+from impala_jax.runtime.run_directory import RunDirectory
 
 
 class RunDirectoryError(Exception):
@@ -30,7 +31,7 @@ def create(config: config_lib.Config, path: str) -> pathlib.Path:
     levels = '-'.join(config.environment.levels[:3])
     stamp = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
     run_dir = pathlib.Path('runs') / f'{config.name}-{levels}-{stamp}'
-  if (run_dir / 'config.json').exists():
+  if RunDirectory(run_dir).config.exists():
     raise RunDirectoryError(
       f'--run_dir={path}: holds a run already; add --resume to go on with it'
     )
@@ -46,7 +47,7 @@ def open_existing(path: str) -> tuple[pathlib.Path, config_lib.Config]:
   """The run directory and configuration of a run to resume."""
   run_dir = pathlib.Path(path)
   try:
-    saved = json.loads((run_dir / 'config.json').read_text())
+    saved = json.loads(RunDirectory(run_dir).config.read_text())
     return run_dir, config_lib.from_dict(saved['config'])
   except OSError as e:
     raise RunDirectoryError(
@@ -60,17 +61,16 @@ def open_existing(path: str) -> tuple[pathlib.Path, config_lib.Config]:
 
 def begin(run_dir: pathlib.Path, config: config_lib.Config) -> int:
   """Notes one more launch; returns how many there were before."""
-  saved = json.loads((run_dir / 'config.json').read_text())
+  saved = json.loads(RunDirectory(run_dir).config.read_text())
   launches = int(saved.get('launches', 0))
   _write(run_dir, config, launches + 1)
-  for stale in ('address.json', 'status.json'):
-    (run_dir / stale).unlink(missing_ok=True)
+  RunDirectory(run_dir).begin_launch()
   return launches
 
 
 def _write(run_dir: pathlib.Path, config: config_lib.Config, launches: int) -> None:
   files.write_json(
-    run_dir / 'config.json',
+    RunDirectory(run_dir).config,
     {
       'config': config_lib.to_dict(config),
       'launches': launches,

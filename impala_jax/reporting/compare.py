@@ -13,6 +13,7 @@ import numpy as np
 
 from impala_jax.reporting import plots
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 
 
 def main() -> int:
@@ -30,7 +31,7 @@ def main() -> int:
   for run in args.runs:
     records = [
       r
-      for r in files.read_json_lines(run / 'metrics.jsonl')
+      for r in files.read_json_lines(RunDirectory(run).metrics)
       if r.get('episode_return') is not None
     ]
     if not records:
@@ -38,7 +39,7 @@ def main() -> int:
       return 1
     frames = [r['frames'] for r in records]
     (line,) = axes.plot(frames, [r['episode_return'] for r in records], label=run.name)
-    evaluations = files.read_json_lines(run / 'evaluations.jsonl')
+    evaluations = files.read_json_lines(RunDirectory(run).evaluations)
     axes.plot(
       [e['frames'] for e in evaluations],
       [e['mean'] for e in evaluations],

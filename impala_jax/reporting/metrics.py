@@ -13,6 +13,7 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax.environments import registry
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 
 
 class MetricsWriter:
@@ -25,13 +26,14 @@ class MetricsWriter:
 
   def __init__(self, run_dir: pathlib.Path, tensorboard: bool = True):
     run_dir.mkdir(parents=True, exist_ok=True)
-    self._status = run_dir / 'status.json'
-    self._lines = open(run_dir / 'metrics.jsonl', 'a', buffering=1)  # noqa: SIM115
+    run = RunDirectory(run_dir)
+    self._status = run.status
+    self._lines = open(run.metrics, 'a', buffering=1)  # noqa: SIM115
     self._board: Any = None
     if tensorboard:
       import tensorboardX
 
-      self._board = tensorboardX.SummaryWriter(str(run_dir / 'tensorboard'))
+      self._board = tensorboardX.SummaryWriter(str(run.tensorboard))
 
   def write(self, record: dict[str, Any], **status: Any) -> None:
     """One record of flat numbers; `status` goes to the status file besides."""

@@ -1,6 +1,5 @@
 """Learning curves of a run: `python -m impala_jax.reporting.plots RUN_DIR`."""
 
-import json
 import math
 import pathlib
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 
 from impala_jax.environments import registry, scoring
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 
 _TRAINING = '#1f77b4'
 _EVALUATION = '#d62728'
@@ -27,8 +27,8 @@ def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  records = files.read_json_lines(run_dir / 'metrics.jsonl')
-  evaluations = files.read_json_lines(run_dir / 'evaluations.jsonl')
+  records = files.read_json_lines(RunDirectory(run_dir).metrics)
+  evaluations = files.read_json_lines(RunDirectory(run_dir).evaluations)
   training = [
     (r['frames'], r['episode_return'], r['wall_seconds'])
     for r in records
@@ -53,7 +53,7 @@ def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
   if records:
     _add_time_axis(axes, records)
   figure.tight_layout()
-  path = run_dir / 'learning_curve.png'
+  path = RunDirectory(run_dir).learning_curve
   figure.savefig(path)
   pyplot.close(figure)
   return path
@@ -74,7 +74,7 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  records = files.read_json_lines(run_dir / 'metrics.jsonl')
+  records = files.read_json_lines(RunDirectory(run_dir).metrics)
   training, evaluated = _points(run_dir, records)
   suite, configured = _levels_of(run_dir)
   seen = evaluated | training
@@ -102,7 +102,7 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
     legend.values(), legend.keys(), fontsize=8, ncols=4 if columns > 2 else 2,
     loc='outside upper center', frameon=False, title=_title(run_dir, records),
   )  # fmt: skip
-  path = run_dir / 'level_curves.png'
+  path = RunDirectory(run_dir).level_curves
   figure.savefig(path)
   pyplot.close(figure)
   return path
@@ -122,7 +122,7 @@ def _points(
       if name.startswith(_BY_LEVEL) and value is not None:
         points = training.setdefault(name.removeprefix(_BY_LEVEL), [])
         points.append((record['frames'], value))
-  for event in files.read_json_lines(run_dir / 'evaluations.jsonl'):
+  for event in files.read_json_lines(RunDirectory(run_dir).evaluations):
     for level, mean in event['means'].items():
       evaluated.setdefault(level, []).append((event['frames'], mean))
   return training, evaluated
@@ -156,12 +156,9 @@ def _draw_level(
 
 
 def _levels_of(run_dir: pathlib.Path) -> tuple[str, list[str]]:
-  """Suite and levels of a run; empty where it has no `config.json`."""
-  try:
-    settings = json.loads((run_dir / 'config.json').read_text())['config']
-    return settings['environment']['suite'], settings['environment']['levels']
-  except (OSError, ValueError, KeyError):
-    return '', []
+  """Suite and levels of a run; empty where its settings cannot be read."""
+  environment = RunDirectory(run_dir).settings().get('environment', {})
+  return environment.get('suite', ''), environment.get('levels', [])
 
 
 def _draw_evaluations(axes: Any, evaluations: list[dict[str, Any]]) -> None:

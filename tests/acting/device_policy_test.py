@@ -9,7 +9,8 @@ import pytest
 from impala_jax import config as config_lib
 from impala_jax import types
 from impala_jax.acting import device_policy
-from impala_jax.launching import supervisor
+from impala_jax.launching import processes
+from impala_jax.runtime.run_directory import RunDirectory
 from tests import synthetic
 
 
@@ -96,7 +97,7 @@ def test_what_processes_are_told_of_their_device(
   monkeypatch.delenv('NPROC', raising=False)
   config = {'config': {role: {'platform': platform}}}
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  environment = supervisor.role_environment(tmp_path, role, 0, 0)
+  environment = processes.environment_of(RunDirectory(tmp_path), role, 0, 0)
   assert environment['JAX_PLATFORMS'] == jax_platforms
   assert ('NPROC' in environment) == one_thread
   assert environment.get('XLA_PYTHON_CLIENT_PREALLOCATE') == preallocate

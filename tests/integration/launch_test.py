@@ -60,6 +60,15 @@ def _role(process: subprocess.Popen[str], role: str) -> psutil.Process:
   return next(p for p in _descendants(process) if p.cmdline()[-1:] == [role])
 
 
+def _replaced(
+  process: subprocess.Popen[str], role: str, before: psutil.Process
+) -> bool:
+  try:
+    return _role(process, role).pid != before.pid
+  except (StopIteration, psutil.Error):
+    return False
+
+
 def _finish(process: subprocess.Popen[str], seconds: float = 90.0) -> str:
   try:
     output, _ = process.communicate(timeout=seconds)
@@ -117,29 +126,33 @@ def test_sigterm_leaves_a_checkpoint(tmp_path, transport):
 
 
 @pytest.mark.skipif('reverb' not in _TRANSPORTS, reason='no dm-reverb here')
-def test_a_killed_actor_is_replaced_and_a_killed_learner_ends_the_run(tmp_path):
+def test_a_killed_actor_and_a_killed_learner_are_replaced(tmp_path):
   run_dir = tmp_path / 'run'
   process = _start(run_dir, '--transport=reverb', '--total_frames=1e9')
   _wait_for(lambda: _updates(run_dir) > 5, process)
   actor = _role(process, 'actor')
   actor.kill()
-
-  def replaced() -> bool:
-    try:
-      return _role(process, 'actor').pid != actor.pid
-    except (StopIteration, psutil.Error):
-      return False
-
-  _wait_for(replaced, process)
+  _wait_for(lambda: _replaced(process, 'actor', actor), process)
   before = _updates(run_dir)
   _wait_for(lambda: _updates(run_dir) > before + 50, process)
   last = json.loads((run_dir / 'metrics.jsonl').read_text().splitlines()[-1])
   assert last['unrolls_duplicated'] == 0
+  checkpoints = run_dir / 'checkpoints'
+  _wait_for(lambda: checkpointing.paths(checkpoints), process)
+  learner, actor = _role(process, 'learner'), _role(process, 'actor')
+  learner.kill()
+  _wait_for(lambda: _replaced(process, 'learner', learner), process)
+  # From its checkpoint, and the actor has kept its environments.
+  log = run_dir / 'logs' / 'learner.log'
+  _wait_for(lambda: 'goes on from' in log.read_text(), process)
+  before = _updates(run_dir)
+  _wait_for(lambda: _updates(run_dir) > before + 50, process)
+  assert actor.is_running()
   children = _descendants(process)
-  _role(process, 'learner').kill()
+  process.send_signal(signal.SIGINT)
   output = _finish(process)
-  assert process.returncode == 1
-  assert 'learner was ended by signal SIGKILL' in output
+  assert process.returncode == 0, output
+  assert 'learner restarted 1x' in output
   assert 'Traceback' not in output
   assert not [c for c in children if c.is_running() and c.status() != 'zombie']
 

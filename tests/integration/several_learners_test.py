@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from experiments.soak import processes as soak_processes
-from impala_jax.launching import run_records
 from impala_jax.learning import checkpointing
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 from launch import manage
 
 if importlib.util.find_spec('reverb') is None:
@@ -80,7 +80,7 @@ def updates(run_dir: pathlib.Path) -> int:
 
 
 def log(run_dir: pathlib.Path, index: int) -> str:
-  path = run_records.log_path(run_dir, 'learner', index)
+  path = RunDirectory(run_dir).log('learner', index)
   return path.read_text() if path.exists() else ''
 
 

@@ -11,10 +11,11 @@ import time
 import psutil
 import pytest
 
-from impala_jax.launching import backends, run_records
+from impala_jax.launching import backends
 from impala_jax.launching import program as program_lib
 from impala_jax.launching.backends import backend
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 from launch import manage
 from tests.launching import programs
 from tests.launching.programs import starts, wait
@@ -193,7 +194,7 @@ def test_an_actor_without_a_learner_is_given_up(tmp_path):
   assert supervisor.returncode == 1
   assert 'actor 0: no learner for 3 s' in supervisor.stdout
   assert (tmp_path / 'actor-0.told').exists()
-  record = files.read_json(run_records.record_path(tmp_path, 'actor', 0))
+  record = files.read_json(RunDirectory(tmp_path).supervised('actor', 0))
   assert (record['state'], record['words']) == ('failed', 'no learner for 3 s')
 
 

@@ -7,7 +7,7 @@ import pytest
 
 _SCRIPT = """
 import ctypes, sys
-from impala_jax import allocator
+from impala_jax.runtime import allocator
 if sys.argv[1] == 'keep':
   assert allocator.keep_memory()
 c = ctypes.CDLL(None)

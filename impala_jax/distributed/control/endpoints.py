@@ -9,8 +9,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from impala_jax import unroll_layout
 from impala_jax.distributed.control import board as control
@@ -18,48 +17,8 @@ from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import tunnel as tls_tunnel
 from impala_jax.distributed.transport import reverb as reverb_transport
-from impala_jax.runtime import files
-
-
-class Place(NamedTuple):
-  """Where a learner runs.
-
-  Attributes:
-    host: name or address by which the other machines of the run reach this one;
-      empty where there are none.
-    control_port: TCP port of the parameters, 0 for any.
-    queue_port: TCP port of the queue, 0 for any.
-  """
-
-  host: str = ''
-  control_port: int = 0
-  queue_port: int = 0
-
-  @classmethod
-  def from_environment(cls, environment: Mapping[str, str]) -> 'Place':
-    """Of IMPALA_HOST, IMPALA_CONTROL_PORT and IMPALA_QUEUE_PORT, set by launchers.
-
-    Raises:
-      ValueError: names the variable that is no port.
-    """
-
-    return cls(
-      environment.get('IMPALA_HOST', ''),
-      read_port(environment, 'IMPALA_CONTROL_PORT'),
-      read_port(environment, 'IMPALA_QUEUE_PORT'),
-    )
-
-
-def read_port(environment: Mapping[str, str], name: str) -> int:
-  """The TCP port in a variable, 0 (any) where it is not set.
-
-  Raises:
-    ValueError: names the variable that is no port.
-  """
-  text = environment.get(name, '0')
-  if not text.isdigit() or int(text) >= 2**16:
-    raise ValueError(f'{name} is {text!r}: must be a port in [0, 65535]')
-  return int(text)
+from impala_jax.runtime import files, role_environment
+from impala_jax.runtime.run_directory import RunDirectory
 
 
 @contextlib.contextmanager
@@ -68,7 +27,7 @@ def serve(
   batch_size: int,
   capacity: int,
   parameters: control.Control,
-  place: Place,
+  here: role_environment.RoleEnvironment,
   keys: pathlib.Path | None = None,
   open_port: bool = False,
 ) -> Iterator[tuple[reverb_transport.ReverbReader, dict[str, str]]]:
@@ -79,7 +38,7 @@ def serve(
     batch_size: rows.
     capacity: rows.
     parameters: what to serve.
-    place: see `Place`.
+    here: host and ports.
     keys: folder of the run's keys, for mutual TLS.
     open_port: on one machine, go on without the guard of the queue's port.
 
@@ -90,27 +49,27 @@ def serve(
     OSError: a port is in use or cannot be guarded.
     run_keys.KeysError, tls_tunnel.TunnelError: see there.
   """
-  host = place.host or 'localhost'
+  host = here.host or 'localhost'
   learner_keys = None if keys is None else run_keys.load(keys, run_keys.LEARNER)
   with contextlib.ExitStack() as stack:
-    guarded = learner_keys is not None or not (place.host or open_port)
+    guarded = learner_keys is not None or not (here.host or open_port)
     reader = reverb_transport.ReverbReader(
       layout,
       batch_size,
       capacity,
-      0 if learner_keys else place.queue_port,
+      0 if learner_keys else here.queue_port,
       loopback_only=guarded,
     )
     stack.callback(reader.close)
     queue_port = reader.port
     if learner_keys is not None:
-      tunnel = tls_tunnel.Server(learner_keys, reader.port, place.queue_port)
+      tunnel = tls_tunnel.Server(learner_keys, reader.port, here.queue_port)
       stack.callback(tunnel.close)
       queue_port = tunnel.port
     server = control_grpc.Server(
       parameters,
-      '[::]' if place.host else '127.0.0.1',
-      place.control_port,
+      '[::]' if here.host else '127.0.0.1',
+      here.control_port,
       keys=learner_keys,
     )
     stack.callback(server.close)
@@ -155,11 +114,6 @@ def open_control(address: str, keys: pathlib.Path | None = None) -> control_grpc
   return control_grpc.Client(address, keys=client_keys)
 
 
-def address_path(run_dir: pathlib.Path, learner: int) -> pathlib.Path:
-  """Where the learner process of that index writes its addresses."""
-  return run_dir / (f'address-{learner}.json' if learner else 'address.json')
-
-
 def read_address(run_dir: pathlib.Path, client_index: int) -> dict[str, str] | None:
   """The addresses of the learner that serves a client.
 
@@ -174,9 +128,10 @@ def read_address(run_dir: pathlib.Path, client_index: int) -> dict[str, str] | N
     not wholly, there yet.
   """
   try:
-    first = files.read_json(address_path(run_dir, 0))
+    run = RunDirectory(run_dir)
+    first = files.read_json(run.address(0))
     learner = client_index % int(first.get('learners', 1))
-    own = files.read_json(address_path(run_dir, learner)) if learner else first
+    own = files.read_json(run.address(learner)) if learner else first
     return {'control': own['control'], 'transport': own['transport']}
   except (ValueError, KeyError):
     return None

@@ -1,4 +1,4 @@
-"""A client's way to a learner that may restart, move to another address or be away.
+"""A client's link to a learner that may restart, move to another address or be away.
 
 An actor keeps its environments through all of that. Each call here is one bounded
 attempt, as with the transport and the parameters themselves: who calls decides how
@@ -21,7 +21,7 @@ import numpy as np
 
 from impala_jax import types
 from impala_jax.distributed.control import grpc as control_grpc
-from impala_jax.distributed.control import learner_way
+from impala_jax.distributed.control import locator as locator_lib
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import tunnel as tls_tunnel
 from impala_jax.distributed.transport import protocol as transport
@@ -37,12 +37,12 @@ _R = TypeVar('_R')
 
 
 def open_link(
-  way: learner_way.Way, should_stop: Callable[[], bool], writes: bool
+  locator: locator_lib.Locator, should_stop: Callable[[], bool], writes: bool
 ) -> 'LearnerLink | None':
   """Waits for the learner; None if told to stop before it came.
 
   Args:
-    way: to it.
+    locator: to it.
     should_stop: ends the wait.
     writes: whether this client sends unrolls.
 
@@ -50,17 +50,17 @@ def open_link(
     TimeoutError: no learner came up.
     run_keys.KeysError, tls_tunnel.TunnelError: see `LearnerLink`.
   """
-  limit = learner_way.patience()
+  limit = locator.patience
   seconds = max(_START, limit or 0.0)
   deadline = time.monotonic() + seconds
   while time.monotonic() < deadline:
     if should_stop():
       return None
-    if address := way.address():
-      return LearnerLink(way, address, writes, supervised=limit is not None)
+    if address := locator.address():
+      return LearnerLink(locator, address, writes, supervised=limit is not None)
     time.sleep(0.2)
   raise TimeoutError(
-    f'no learner wrote its address to {way.run_dir} within {seconds:.0f} s'
+    f'no learner wrote its address to {locator.run_dir} within {seconds:.0f} s'
   )
 
 
@@ -68,7 +68,7 @@ class LearnerLink:
   """Writer, parameter source and control of one client. Used by one thread.
 
   Args:
-    way: see there.
+    locator: see there.
     address: where the learner is now.
     writes: whether this client sends unrolls.
     supervised: whether somebody restarts learners. Else a run ends with its learner.
@@ -82,12 +82,12 @@ class LearnerLink:
 
   def __init__(
     self,
-    way: learner_way.Way,
+    locator: locator_lib.Locator,
     address: dict[str, str],
     writes: bool = True,
     supervised: bool = False,
   ):
-    self._way = way
+    self._locator = locator
     self._address = address
     self._supervised = supervised
     self._learner = ''  # Whose parameters the client has.
@@ -96,7 +96,7 @@ class LearnerLink:
     self._lost_at: float | None = None
     self._closed = False
     self._control = _Connection(self._open_control)
-    self._writer = _Connection(lambda: way.writer(self._address['transport']))
+    self._writer = _Connection(lambda: locator.writer(self._address['transport']))
     self._parts = (self._control, self._writer) if writes else (self._control,)
     try:
       for part in self._parts:
@@ -155,13 +155,13 @@ class LearnerLink:
     except transport.Closed:
       raise
     except transport.TransportError:
-      if self._supervised and self._way.ended():
+      if self._supervised and self._locator.ended():
         return False
       raise
     if goes_on:
       self._leaving = False
       return True
-    if not self._supervised or self._way.ended():
+    if not self._supervised or self._locator.ended():
       return False
     if not self._leaving:
       logging.info('the learner at %s leaves; waits for another', self._place)
@@ -180,7 +180,7 @@ class LearnerLink:
     return self._address['control']
 
   def _open_control(self) -> contextlib.AbstractContextManager[control_grpc.Client]:
-    client = self._way.control(self._address['control'])
+    client = self._locator.control(self._address['control'])
     client.learner = self._learner
     return contextlib.closing(client)
 
@@ -215,7 +215,7 @@ class LearnerLink:
     if now < self._next_look:
       return
     self._next_look = now + _LOOK
-    newest = self._way.address()
+    newest = self._locator.address()
     if newest is None or newest == self._address:
       return
     logging.info('the learner has moved from %s to %s', self._place, newest['control'])

@@ -10,6 +10,7 @@ import pathlib
 from impala_jax.distributed.control import board as control_lib
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 
 
 def write(
@@ -36,6 +37,6 @@ def write(
     for w in reader.writers()
   ]
   files.write_json(
-    run_dir / f'unrolls-{learner}.json',
+    RunDirectory(run_dir).unrolls(learner),
     {'learner': control.identity, 'writers': writers},
   )

@@ -17,8 +17,8 @@ from typing import Any
 
 from impala_jax.distributed.security import ports
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 
-_FILE = 'gang.json'
 _MEET_TIMEOUT = 300.0  # Seconds from the first learner to the last.
 _SLICE = 0.2
 _ANSWER = 5.0
@@ -111,7 +111,7 @@ def receive_from_others(
   with ports.listen('' if host else '127.0.0.1') as listener:
     listener.settimeout(_SLICE)
     place = {'host': host or '127.0.0.1', 'port': listener.getsockname()[1]}
-    files.write_json(run_dir / _FILE, {**place, 'token': token})
+    files.write_json(RunDirectory(run_dir).gang, {**place, 'token': token})
     while len(lines) < count - 1:
       if should_stop():
         return None
@@ -148,7 +148,7 @@ def reach_first(
     if time.monotonic() > deadline:
       raise GangError(f'learner 0 did not answer within {_MEET_TIMEOUT:.0f} s: {why}')
     try:
-      place = json.loads((run_dir / _FILE).read_text())
+      place = json.loads((RunDirectory(run_dir).gang).read_text())
       address = (str(place['host']), int(place['port']))
       line = Line(socket.create_connection(address, timeout=_ANSWER), 'learner 0')
       line.send('hello', place['token'], index)

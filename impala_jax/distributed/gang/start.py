@@ -2,31 +2,29 @@
 
 import logging
 import os
-import pathlib
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 
+from impala_jax.distributed.control import endpoints
 from impala_jax.distributed.gang import gang as learner_gang
 from impala_jax.distributed.gang import lines as gang_lines
 from impala_jax.distributed.security import ports
+from impala_jax.runtime import role_environment
 
 _HEARTBEAT = 60  # Seconds, of jax.distributed itself.
 _CONNECT = 120  # Seconds, likewise: all are there by then.
 
 
 def join(
-  run_dir: pathlib.Path,
-  environment: Mapping[str, str],
+  here: role_environment.RoleEnvironment,
   should_stop: Callable[[], bool],
 ) -> learner_gang.Alone | None:
   """Meets the other learners of the run; before anything else uses JAX's devices.
 
   Args:
-    run_dir: of the run.
-    environment: IMPALA_COUNT and IMPALA_INDEX (default: 1 and 0) say how many
-      learners there are and which this is, IMPALA_HOST by what name others reach it.
+    here: how many learners there are, which this is, and by what name others reach it.
     should_stop: asked while waiting.
 
   Returns:
@@ -37,18 +35,18 @@ def join(
     GangError: some did not come in time.
     RuntimeError: they came, but JAX could not connect them.
   """
-  count = _number(environment, 'IMPALA_COUNT', 1, 1, 2**16)
-  index = _number(environment, 'IMPALA_INDEX', 0, 0, count)
+  index, count, host = here.index, here.count, here.host
+  if index >= count:
+    raise ValueError(f"IMPALA_INDEX is '{index}': must lie in [0, {count})")
   if count == 1:
     return learner_gang.Alone()
-  host = environment.get('IMPALA_HOST', '')
   if index == 0:
-    found = gang_lines.receive_from_others(run_dir, host, count, should_stop)
+    found = gang_lines.receive_from_others(here.run_dir, host, count, should_stop)
     if found is None:
       return None
     gang = learner_gang.Gang(index, count, found, _leave_process)
   else:
-    line = gang_lines.reach_first(run_dir, index, should_stop)
+    line = gang_lines.reach_first(here.run_dir, index, should_stop)
     if line is None:
       return None
     gang = learner_gang.Gang(index, count, {0: line}, _leave_process)
@@ -59,8 +57,6 @@ def join(
 
 
 def _connect_devices(gang: learner_gang.Gang, host: str) -> None:
-  from impala_jax.distributed.control import endpoints
-
   address = bind = None
   if gang.index == 0:
     port, lock = ports.reserve(0)
@@ -83,15 +79,6 @@ def _connect_devices(gang: learner_gang.Gang, host: str) -> None:
   signal.signal(signal.SIGTERM, on_stop)
   with gang.updating():  # They tell each other of their devices.
     jax.devices()
-
-
-def _number(
-  environment: Mapping[str, str], name: str, default: int, low: int, end: int
-) -> int:
-  text = environment.get(name, str(default))
-  if not text.isdecimal() or not low <= int(text) < end:
-    raise ValueError(f'{name} is {text!r}: must lie in [{low}, {end})')
-  return int(text)
 
 
 def _leave_process(cause: str) -> None:

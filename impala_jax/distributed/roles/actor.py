@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +13,14 @@ from impala_jax.distributed.control import board as control_lib
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import registry
+from impala_jax.runtime import role_environment
 
 _START_TIMEOUT = 180.0  # Seconds for environments to come up.
 
 
 def run(
   parts: components.Components,
-  run_dir: pathlib.Path,
-  index: int,
-  incarnation: int,
+  here: role_environment.RoleEnvironment,
   should_stop: Callable[[], bool],
 ) -> None:
   """An actor process; it follows a learner that restarts or moves.
@@ -32,24 +30,25 @@ def run(
       away, see `Actor.run`.
     config.ConfigError: there is no device for its policy.
   """
-  from impala_jax.distributed.control import learner_link, learner_way
+  from impala_jax.distributed.control import learner_link, locator
   from impala_jax.distributed.roles import policies
 
-  keys = run_keys.folder_of(parts.config, run_dir)
-  way = learner_way.Way(run_dir, index, parts.layout, keys)
-  link = learner_link.open_link(way, should_stop, writes=True)
+  index, incarnation = here.index, here.incarnation
+  keys = run_keys.folder_of(parts.config, here.run_dir)
+  where = locator.Locator(here.run_dir, index, parts.layout, keys, here.patience)
+  link = learner_link.open_link(where, should_stop, writes=True)
   if link is None:
     return
   with contextlib.closing(link):
     policy: policy_lib.Policy
     if parts.config.inference.servers:
-      policy = policies.remote(parts, run_dir, index, way.keys)
+      policy = policies.remote(parts, here.run_dir, index, keys)
     else:
       policy = policies.local(parts, link, index, incarnation)
     with contextlib.closing(policy):
       drive(
         parts, link, policy, link, index, incarnation, should_stop,
-        learner_way.patience() or patience_lib.SECONDS,
+        here.patience or patience_lib.SECONDS,
       )  # fmt: skip
 
 

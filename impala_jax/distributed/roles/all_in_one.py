@@ -20,6 +20,7 @@ from impala_jax.distributed.transport import local as local_transport
 from impala_jax.learning import checkpointing
 from impala_jax.learning import loop as learner_loop
 from impala_jax.reporting import metrics
+from impala_jax.runtime.run_directory import RunDirectory
 
 _JOIN_TIMEOUT = 30.0
 
@@ -77,7 +78,7 @@ def run(
     stack.callback(queue.close)
     resume = writer = saver = None
     if run_dir is not None:
-      checkpoints = run_dir / 'checkpoints'
+      checkpoints = RunDirectory(run_dir).checkpoints
       resume = checkpointing.latest(checkpoints, learner.template())
       writer = metrics.MetricsWriter(run_dir)
       stack.callback(writer.close)

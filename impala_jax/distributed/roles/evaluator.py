@@ -11,28 +11,28 @@ from impala_jax.distributed.control import board as control_lib
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.evaluation import evaluator
+from impala_jax.runtime import role_environment
 
 _MISSED_END = 10.0  # Seconds without the learner; then the run is taken to have ended.
 
 
 def run(
   parts: components.Components,
-  run_dir: pathlib.Path,
-  incarnation: int,
+  here: role_environment.RoleEnvironment,
   should_stop: Callable[[], bool],
 ) -> None:
   """The evaluator process: every so often in training, and once at its end."""
-  from impala_jax.distributed.control import learner_link, learner_way
+  from impala_jax.distributed.control import learner_link, locator
 
-  keys = run_keys.folder_of(parts.config, run_dir)
-  way = learner_way.Way(run_dir, 0, parts.layout, keys)
-  link = learner_link.open_link(way, should_stop, writes=False)
+  keys = run_keys.folder_of(parts.config, here.run_dir)
+  where = locator.Locator(here.run_dir, 0, parts.layout, keys, here.patience)
+  link = learner_link.open_link(where, should_stop, writes=False)
   if link is None:
     return
   with contextlib.closing(link):
     drive(
-      parts, run_dir, link, incarnation, should_stop,
-      learner_way.patience() or _MISSED_END,
+      parts, here.run_dir, link, here.incarnation, should_stop,
+      here.patience or _MISSED_END,
     )  # fmt: skip
 
 

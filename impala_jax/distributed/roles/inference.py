@@ -6,8 +6,6 @@ time that its environments need for an unroll each. What it counts it reports.
 
 import contextlib
 import logging
-import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +14,15 @@ from impala_jax import components
 from impala_jax.acting import device_policy
 from impala_jax.acting import patience as patience_lib
 from impala_jax.distributed.control import board as control_lib
-from impala_jax.distributed.control import endpoints, learner_link, learner_way
+from impala_jax.distributed.control import endpoints, learner_link, locator
 from impala_jax.distributed.inference import batcher as inference_batcher
 from impala_jax.distributed.inference import server as inference_tcp
 from impala_jax.distributed.roles import policies
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import registry
-from impala_jax.runtime import files
+from impala_jax.runtime import files, role_environment
+from impala_jax.runtime.run_directory import RunDirectory
 
 _TICK = 0.05  # Seconds between looks at what there is to do.
 _SEEDS = 1_000_000_000  # Where their indices begin; actors have the smaller ones.
@@ -32,9 +31,7 @@ _GOODBYE = 5.0  # Seconds for the actors to leave a run that has ended.
 
 def run(
   parts: components.Components,
-  run_dir: pathlib.Path,
-  index: int,
-  incarnation: int,
+  here: role_environment.RoleEnvironment,
   should_stop: Callable[[], bool],
 ) -> None:
   """Serves until the learner or `should_stop` says stop.
@@ -45,13 +42,14 @@ def run(
     OSError: the port is taken.
     run_keys.KeysError: see there.
   """
-  config = parts.config
+  config, index, incarnation = parts.config, here.index, here.incarnation
+  run = RunDirectory(here.run_dir)
   platform = config.inference.platform
   device = device_policy.device_for(platform, index, 'inference.platform')
-  keys = run_keys.folder_of(config, run_dir)
+  keys = run_keys.folder_of(config, run.path)
   server_keys = None if keys is None else run_keys.load(keys, run_keys.INFERENCE)
-  way = learner_way.Way(run_dir, index, parts.layout, keys)
-  link = learner_link.open_link(way, should_stop, writes=False)
+  where = locator.Locator(run.path, index, parts.layout, keys, here.patience)
+  link = learner_link.open_link(where, should_stop, writes=False)
   if link is None:
     return
   with contextlib.ExitStack() as stack:
@@ -62,7 +60,7 @@ def run(
       parts.agent, room, inference_batcher.batch_sizes(config.inference.max_batch),
       device=device, seed=seed,
     )  # fmt: skip
-    following = _Following(parts, policy, link, index, incarnation, should_stop)
+    following = _Following(parts, policy, link, here, should_stop)
     while not following.renew(first=True):
       if following.stopping():
         return
@@ -74,18 +72,18 @@ def run(
       policy, room, 1e-3 * config.inference.deadline_ms
     )
     stack.callback(batcher.close)
-    place = endpoints.Place.from_environment(os.environ)
     server = inference_tcp.Server(
       batcher,
       policies.wire(parts.agent, parts.spec),
-      '' if place.host else '127.0.0.1',
-      endpoints.read_port(os.environ, 'IMPALA_INFERENCE_PORT'),
+      '' if here.host else '127.0.0.1',
+      here.inference_port,
       server_keys,
     )
     stack.callback(server.close)
-    address = endpoints.join(place.host or 'localhost', server.port)
-    place_of = policies.address_path(run_dir, index)
-    files.write_json(place_of, {'address': address, 'incarnation': incarnation})
+    address = endpoints.join(here.host or 'localhost', server.port)
+    files.write_json(
+      run.inference_address(index), {'address': address, 'incarnation': incarnation}
+    )
     logging.info('serves at %s', address)
     following.follow(batcher)
     deadline = time.monotonic() + _GOODBYE
@@ -102,18 +100,19 @@ class _Following:
     parts: components.Components,
     policy: device_policy.DevicePolicy,
     link: learner_link.LearnerLink,
-    index: int,
-    incarnation: int,
+    here: role_environment.RoleEnvironment,
     should_stop: Callable[[], bool],
   ):
     self._length = parts.config.actor.unroll_length
     self._tolerated = parts.config.learner.max_policy_lag // 4
     self._policy = policy
     self._link = link
-    self._who = f'inference server {index}'
+    self._who = f'inference server {here.index}'
     self._should_stop = should_stop
-    self._reporter = control_lib.Reporter(link, 'inference', index, incarnation)
-    self._patience = learner_way.patience() or patience_lib.SECONDS
+    self._reporter = control_lib.Reporter(
+      link, 'inference', here.index, here.incarnation
+    )
+    self._patience = here.patience or patience_lib.SECONDS
     self._lost_at: float | None = None
     self._batcher: inference_batcher.Batcher | None = None
     self._told_to_stop = False

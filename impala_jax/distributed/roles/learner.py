@@ -7,7 +7,6 @@ so, or the learner has been out of reach for too long; no wait is without an end
 
 import contextlib
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -22,14 +21,15 @@ from impala_jax.learning import checkpointing
 from impala_jax.learning import learner as learner_lib
 from impala_jax.learning import loop as learner_loop
 from impala_jax.reporting import metrics
-from impala_jax.runtime import files
+from impala_jax.runtime import files, role_environment
+from impala_jax.runtime.run_directory import RunDirectory
 
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
 
 
 def run(
   parts: components.Components,
-  run_dir: pathlib.Path,
+  here: role_environment.RoleEnvironment,
   should_stop: Callable[[], bool],
 ) -> bool:
   """The learner process, or one of several: queue, parameter server and updates.
@@ -45,11 +45,11 @@ def run(
       one fails beside others it ends at once, with its cause.)
   """
   # Before anything asks which devices there are.
-  gang = gang_start.join(run_dir, os.environ, should_stop)
+  gang = gang_start.join(here, should_stop)
   if gang is None:
     return False
   with gang.together():
-    loop = _learn(parts, run_dir, gang, should_stop)
+    loop = _learn(parts, here, gang, should_stop)
     gang.finish()
   logging.info('ended at %d updates, %d frames', loop.updates, loop.frames)
   if gang.stopped_by is not None and not should_stop():
@@ -60,7 +60,7 @@ def run(
 
 def _learn(
   parts: components.Components,
-  run_dir: pathlib.Path,
+  here: role_environment.RoleEnvironment,
   gang: learner_gang.Alone,
   should_stop: Callable[[], bool],
 ) -> learner_loop.LearnerLoop:
@@ -70,26 +70,22 @@ def _learn(
   )
   from impala_jax.distributed.control import relay as relayed_control
 
-  config = parts.config
+  config, run = parts.config, RunDirectory(here.run_dir)
   first = gang.index == 0
   learner = parts.make_learner()
-  resume = _resume(run_dir / 'checkpoints', learner, gang)
-  keys = run_keys.folder_of(config, run_dir)
+  resume = _resume(run.checkpoints, learner, gang)
+  keys = run_keys.folder_of(config, run.path)
   with contextlib.ExitStack() as stack:
     control: Any = control_lib.Control()
     writer = saver = None
     keep: Callable[[dict[str, Any]], None] = lambda record: None
     if first:
-      writer = metrics.MetricsWriter(run_dir)
+      writer = metrics.MetricsWriter(run.path)
       stack.callback(writer.close)
-      saver = checkpointing.Saver(
-        run_dir / 'checkpoints', config.learner.keep_checkpoints
-      )
+      saver = checkpointing.Saver(run.checkpoints, config.learner.keep_checkpoints)
       stack.callback(saver.close)
     else:
-      control = relayed_control.RelayedControl(
-        gang.index, int(os.environ.get('IMPALA_INCARNATION', '0'))
-      )
+      control = relayed_control.RelayedControl(gang.index, here.incarnation)
       keep = control.keep
     reader, addresses = stack.enter_context(
       endpoints.serve(
@@ -97,7 +93,7 @@ def _learn(
         config.learner.batch_size // gang.count,
         config.queue_capacity // gang.count,
         control,
-        endpoints.Place.from_environment(os.environ),
+        here,
         keys,
         config.transport.open_port,
       )
@@ -105,7 +101,7 @@ def _learn(
 
     def on_record(record: dict[str, Any]) -> None:
       keep(record)
-      unroll_counts.write(run_dir, gang.index, control, reader)
+      unroll_counts.write(run.path, gang.index, control, reader)
 
     loop = learner_loop.LearnerLoop(
         config, learner, reader, control, writer, saver, resume, on_record,
@@ -113,12 +109,10 @@ def _learn(
     )  # fmt: skip
     # Learner 0 last: its addresses say that all others' can be read.
     if not first:
-      files.write_json(endpoints.address_path(run_dir, gang.index), addresses)
+      files.write_json(run.address(gang.index), addresses)
     gang.gather()
     if first:
-      files.write_json(
-        endpoints.address_path(run_dir, 0), {**addresses, 'learners': gang.count}
-      )
+      files.write_json(run.address(0), {**addresses, 'learners': gang.count})
     logging.info('serves %s', addresses)
     address = gang.spread(addresses['control'])
     if not first:
@@ -126,6 +120,9 @@ def _learn(
     # The first to hear of an error: the others wait for this learner.
     stack.enter_context(gang.together())
     loop.run()
+    if first and loop.frames >= config.learner.total_frames:
+      # Before the actors are told to stop: else they would wait for another learner.
+      run.end('finished')
     control.stop()
     # Actors first: what they confirm while the queue goes away means nothing.
     _wait_for_goodbye(control)

@@ -15,6 +15,7 @@ from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 
 
 def local(
@@ -60,7 +61,9 @@ def remote(
   config = parts.config
   own = None if keys is None else run_keys.load(keys, run_keys.CLIENT)
   count = config.inference.servers
-  paths = [address_path(run_dir, (index + k) % count) for k in range(count)]
+  paths = [
+    RunDirectory(run_dir).inference_address((index + k) % count) for k in range(count)
+  ]
   form = wire(parts.agent, parts.spec)
   return inference_link.Remote(
     [functools.partial(_place, path) for path in paths],
@@ -75,11 +78,6 @@ def _place(path: pathlib.Path) -> inference_link.Place | None:
   if 'address' not in found:
     return None
   return inference_link.Place(found['address'], found['incarnation'])
-
-
-def address_path(run_dir: pathlib.Path, server: int) -> pathlib.Path:
-  """Where the inference server of that index writes its address."""
-  return run_dir / f'inference-{server}.json'
 
 
 def wire(agent: agent_lib.Agent, spec: types.EnvironmentSpec) -> inference_wire.Wire:

@@ -1,8 +1,7 @@
 """Entry point of a role's process: `python -m impala_jax.distributed.roles.run actor`.
 
-The rest comes by environment variables, so that every launcher starts the same
-command: IMPALA_RUN_DIR, IMPALA_INDEX, IMPALA_INCARNATION, and IMPALA_PARENT (a
-process id; when it is gone, so is the reason to run).
+The rest comes by environment variables, so that every launcher starts the same command:
+see `runtime.role_environment`.
 
 Exits with 0 at the end of the run, with 1 and a line `CAUSE: ...` where it fails, with
 2 for a wrong command, and with 143 (`STOPPED`) where it was ended in order by SIGTERM:
@@ -12,10 +11,12 @@ whoever did not ask for that starts it again.
 import json
 import logging
 import os
-import pathlib
 import signal
 import sys
 import threading
+
+from impala_jax.runtime import role_environment
+from impala_jax.runtime.run_directory import RunDirectory
 
 STOPPED = 128 + signal.SIGTERM
 ROLES = ('learner', 'actor', 'inference', 'evaluator', 'all')
@@ -26,22 +27,19 @@ def main(argv: list[str]) -> int:
     print(f'usage: roles.run {"|".join(ROLES)}', file=sys.stderr)
     return 2
   role = argv[1]
-  run_dir = pathlib.Path(os.environ['IMPALA_RUN_DIR'])
-  index = int(os.environ.get('IMPALA_INDEX', '0'))
-  incarnation = int(os.environ.get('IMPALA_INCARNATION', '0'))
-  parent = int(os.environ.get('IMPALA_PARENT', '0'))
+  here = role_environment.RoleEnvironment.read()
   stop = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: stop.set())
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business.
   logging.basicConfig(
     level=logging.INFO,
-    format=f'%(asctime)s {role} {index} %(levelname)s %(message)s',
+    format=f'%(asctime)s {role} {here.index} %(levelname)s %(message)s',
     stream=sys.stdout,
     force=True,
   )
 
   def should_stop() -> bool:
-    return stop.is_set() or (parent != 0 and os.getppid() != parent)
+    return stop.is_set() or here.parent not in (0, os.getppid())
 
   # Late, so that signals are handled while JAX loads.
   from impala_jax.runtime import allocator, compile_cache
@@ -57,21 +55,22 @@ def main(argv: list[str]) -> int:
   from impala_jax.distributed.roles import learner as learner_role
 
   try:
-    saved = json.loads((run_dir / 'config.json').read_text())
+    saved = json.loads(RunDirectory(here.run_dir).config.read_text())
     parts = components.build(config_lib.from_dict(saved['config']))
     whole = False
     if role == 'learner':
-      whole = learner_role.run(parts, run_dir, should_stop)
+      whole = learner_role.run(parts, here, should_stop)
     elif role == 'actor':
-      actor_role.run(parts, run_dir, index, incarnation, should_stop)
+      actor_role.run(parts, here, should_stop)
     elif role == 'inference':
-      inference_role.run(parts, run_dir, index, incarnation, should_stop)
+      inference_role.run(parts, here, should_stop)
     elif role == 'evaluator':
-      evaluator_role.run(parts, run_dir, incarnation, should_stop)
+      evaluator_role.run(parts, here, should_stop)
     else:
-      all_in_one.run(parts, run_dir, should_stop)
+      loop = all_in_one.run(parts, here.run_dir, should_stop)
+      whole = loop.frames >= parts.config.learner.total_frames
   except Exception as e:
-    logging.exception('%s %d failed', role, index)
+    logging.exception('%s %d failed', role, here.index)
     print(f'CAUSE: {type(e).__name__}: {e}', flush=True)
     return 1
   return STOPPED if stop.is_set() and not whole else 0

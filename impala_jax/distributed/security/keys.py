@@ -14,6 +14,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 from impala_jax import config as config_lib
+from impala_jax.runtime.run_directory import RunDirectory
 
 # The name in the learner's certificate, wherever it runs: a requeued learner moves.
 LEARNER = 'impala-learner'
@@ -39,7 +40,7 @@ class Keys(NamedTuple):
 
 def folder_of(config: config_lib.Config, run_dir: pathlib.Path) -> pathlib.Path | None:
   """Where the run's keys are, if it is launched with mutual TLS."""
-  return run_dir / 'keys' if config.transport.tls else None
+  return RunDirectory(run_dir).keys if config.transport.tls else None
 
 
 def ensure(folder: pathlib.Path) -> None:

@@ -24,11 +24,11 @@ from collections.abc import Callable
 
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import ports
+from impala_jax.runtime import restarts
 
 _START = 15.0  # Seconds to come up.
 _STOP = 5.0  # Seconds to end before it is killed.
-_WINDOW = 600.0  # Seconds in which deaths are counted.
-_DEATHS = 5  # So many within the window, and it is not started again.
+_MAX_RESTARTS = 4  # Within the window of `restarts`.
 _PAUSE = 10.0  # Seconds between two warnings.
 # What it says before it has read its configuration, and afterwards.
 _COMPLAINT = re.compile(r'(?:\[!\]|\[\.\](?= Binding)|LOG[0-4]\[.*?\]:) (.*\S)')
@@ -242,7 +242,7 @@ class _Process:
     return '; '.join(self._said) or 'it says nothing'
 
   def _run(self) -> None:
-    deaths: collections.deque[float] = collections.deque(maxlen=_DEATHS)
+    budget = restarts.RestartBudget(_MAX_RESTARTS)
     while True:
       with self._lock:
         if self._closed.is_set():
@@ -253,16 +253,17 @@ class _Process:
           stderr=subprocess.PIPE, text=True, errors='replace',
         )  # fmt: skip
       self._attend(self._child)
-      now = time.monotonic()
-      deaths.append(now)
       if self._closed.is_set() or not self._was_ready:
         return
-      if len(deaths) == _DEATHS and now - deaths[0] < _WINDOW:
-        self._failure = TunnelError(f'stunnel ended {_DEATHS} times: {self._cause()}')
+      pause = budget.spend()
+      if pause is None:
+        self._failure = TunnelError(
+          f'stunnel ended {budget.deaths} times: {self._cause()}'
+        )
         logging.error('%s', self._failure)
         return
       logging.warning('stunnel ended and is started again: %s', self._cause())
-      self._closed.wait(2.0 ** (len(deaths) - 1))
+      self._closed.wait(pause)
 
   def _attend(self, child: 'subprocess.Popen[str]') -> None:
     """Gives stunnel its configuration and passes on what it says, to its end."""

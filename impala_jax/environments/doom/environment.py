@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from dm_env import specs
 
-from impala_jax.environments.atari import area_average
+from impala_jax.environments import area_average
 
 _SEEDS = 2**31
 _SHARED_MEMORY = pathlib.Path('/dev/shm')

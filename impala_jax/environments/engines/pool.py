@@ -19,12 +19,11 @@ from impala_jax.environments import base
 from impala_jax.environments.engines import link as engine_link
 from impala_jax.environments.engines import pooled as pooled_engine
 from impala_jax.environments.engines import process as engine_process
+from impala_jax.runtime import restarts
 
-_WINDOW = 600.0  # Seconds in which `max_restarts` counts.
 _LOOK = 0.2  # Seconds between looks at deadlines and due restarts.
 _SLOWER = 3.0  # Steps that take so many times the usual are not waited for,
 _GRACE = 0.02  # but so many seconds are always granted.
-_MAX_BACKOFF = 60.0  # Seconds.
 
 EngineSpec = pooled_engine.EngineSpec
 
@@ -73,7 +72,10 @@ class ProcessPool:
     self._close_timeout = close_timeout
     self._check_arguments(max_ready)
     self._dtype = engine_process.slot_dtype(spec)
-    self._environments = [pooled_engine.Engine() for _ in engines]
+    self._environments = [
+      pooled_engine.Engine(restarts.RestartBudget(max_restarts, at_once=True))
+      for _ in engines
+    ]
     self._ready: list[int] = []  # To be handed out, in the order of their arrival.
     # Steps that are waited for, by the time of their action, oldest first.
     self._prompt: dict[int, float] = {}
@@ -338,19 +340,15 @@ class ProcessPool:
     self._prompt.pop(i, None)
     if i in self._ready:
       self._ready.remove(i)
-    e.deaths.append(now)
-    while now - e.deaths[0] > _WINDOW:
-      e.deaths.popleft()
-    count = len(e.deaths)
+    pause = e.budget.spend(now)
     if kind == 'mistake' and not e.restarts:
       self._given_up = cause
-    elif count > self._max_restarts:
+    elif pause is None:
       self._given_up = (
-        f'{cause}. That is failure {count} within {_WINDOW / 60:g} minutes, of which '
-        f'{self._max_restarts} are allowed'
+        f'{cause}. That is failure {e.budget.deaths} within '
+        f'{restarts.WINDOW / 60:g} minutes, of which {self._max_restarts} are allowed'
       )
-    backoff = 0.0 if count == 1 else min(_MAX_BACKOFF, 2.0 ** (count - 2))
-    e.state, e.deadline = pooled_engine.State.ABSENT, now + backoff
+    e.state, e.deadline = pooled_engine.State.ABSENT, now + (pause or 0.0)
     self._look_at = min(self._look_at, e.deadline)
 
   def _why_none(self, timeout: float) -> str:

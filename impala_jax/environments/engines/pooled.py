@@ -1,6 +1,5 @@
 """One environment of a `process_pool`: what it is made of, its state, and its ends."""
 
-import collections
 import dataclasses
 import enum
 import signal
@@ -11,6 +10,7 @@ import numpy as np
 
 from impala_jax.environments.engines import link as engine_link
 from impala_jax.environments.engines import process as engine_process
+from impala_jax.runtime import restarts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ PHASES = {State.STARTING: 'start', State.RESETTING: 'reset', State.STEPPING: 'st
 class Engine:
   """What a pool knows of one environment and the engine that it has now."""
 
+  budget: restarts.RestartBudget
   state: State = State.ABSENT
   generation: int = 0  # Of its engine: how many there were.
   restarts: int = 0  # Since `reset`.
@@ -80,9 +81,6 @@ class Engine:
   sent_at: float = 0.0
   deadline: float = np.inf  # Of what it does; of being started, where ABSENT.
   phase: str = ''  # What it took too long for, where ENDING.
-  deaths: collections.deque[float] = dataclasses.field(
-    default_factory=collections.deque
-  )
 
 
 def describe_end(

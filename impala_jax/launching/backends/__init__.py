@@ -6,18 +6,26 @@ from collections.abc import Sequence
 
 from impala_jax import config as config_lib
 from impala_jax.launching.backends import backend
+from impala_jax.launching.backends import foreground as foreground_lib
 from impala_jax.launching.backends import kubernetes as kubernetes_lib
 from impala_jax.launching.backends import local as local_lib
 from impala_jax.launching.backends import slurm as slurm_lib
 
 _BACKENDS: dict[str, type[backend.Backend]] = {
-  b.name: b for b in (local_lib.Local, slurm_lib.Slurm, kubernetes_lib.Kubernetes)
+  b.name: b
+  for b in (
+    foreground_lib.Foreground,
+    local_lib.Local,
+    slurm_lib.Slurm,
+    kubernetes_lib.Kubernetes,
+  )
 }
 LAUNCHERS = tuple(_BACKENDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class _AllOptions:
+  foreground: backend.Options = backend.Options()
   local: backend.Options = backend.Options()
   slurm: slurm_lib.Options = slurm_lib.Options()
   kubernetes: kubernetes_lib.Options = kubernetes_lib.Options()

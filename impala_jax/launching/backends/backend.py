@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 from impala_jax import config as config_lib
 from impala_jax.launching import program as program_lib
-from impala_jax.launching import run_records
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 
 # The package can be imported there, installed or not.
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -77,7 +77,7 @@ class Options:
 
   @property
   def resources(self) -> dict[str, program_lib.Resources]:
-    return {
+    found = {
       role: program_lib.Resources(
         cpus=getattr(self, f'{role}_cpus'),
         memory_mib=round(1024 * getattr(self, f'{role}_memory_gib')),
@@ -85,6 +85,7 @@ class Options:
       )
       for role in ('learner', 'actor', 'inference', 'evaluator')
     }
+    return found | {'all': found['learner']}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +116,16 @@ class Launch:
   handles: dict[str, Any]
 
   @property
+  def run(self) -> RunDirectory:
+    return RunDirectory(pathlib.Path(self.program.run_dir))
+
+  @property
   def run_dir(self) -> pathlib.Path:
-    return pathlib.Path(self.program.run_dir)
+    return self.run.path
 
   def write(self) -> None:
     files.write_json(
-      self.run_dir / 'launch.json',
+      self.run.launch,
       {
         'launcher': self.launcher,
         'options': self.options,
@@ -132,7 +137,7 @@ class Launch:
 
 def read_launch(run_dir: pathlib.Path) -> Launch:
   """Raises BackendError where nothing was submitted from `run_dir`."""
-  path = run_dir / 'launch.json'
+  path = RunDirectory(run_dir).launch
   try:
     data = json.loads(path.read_text())
     return Launch(
@@ -216,16 +221,17 @@ class Backend(abc.ABC):
 
   def log(self, launch: Launch, role: str, index: int, lines: int) -> str:
     """The last lines of one replica's log, from the run directory."""
-    path = run_records.log_path(launch.run_dir, role, index)
+    path = launch.run.log(role, index)
     try:
       return '\n'.join(path.read_text(errors='replace').splitlines()[-lines:])
     except OSError as e:
       raise BackendError(f'no log {path}: {e.strerror}') from e
 
   def write_files(self, program: program_lib.Program, files: dict[str, str]) -> None:
-    folder = pathlib.Path(program.run_dir) / 'launch'
+    run = RunDirectory(pathlib.Path(program.run_dir))
+    folder = run.launch_files
     folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / 'logs').mkdir(exist_ok=True)
+    run.logs.mkdir(exist_ok=True)
     for name, text in files.items():
       (folder / name).write_text(text)
 

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from impala_jax.launching import program as program_lib
-from impala_jax.launching import run_records
 from impala_jax.launching.backends import backend, kubernetes_objects, kubernetes_pods
+from impala_jax.runtime.run_directory import RunDirectory
 
 Options = kubernetes_pods.Options
 _STATES = {'Succeeded': 'done', 'Failed': 'failed', 'Running': 'running'}
@@ -38,7 +38,7 @@ class Kubernetes(backend.Backend):
     }
 
   def commands(self, program: program_lib.Program) -> list[list[str]]:
-    folder = pathlib.Path(program.run_dir) / 'launch'
+    folder = RunDirectory(pathlib.Path(program.run_dir)).launch_files
     return [self._kubectl('apply', '-f', str(folder / f)) for f in self.render(program)]
 
   def submit(self, program: program_lib.Program) -> backend.Launch:
@@ -115,8 +115,8 @@ class Kubernetes(backend.Backend):
     return 'stopped' + (f'; kept {", ".join(kept)}' if kept else '')
 
   def log(self, launch: backend.Launch, role: str, index: int, lines: int) -> str:
-    path = f'{kubernetes_pods.RUN_DIR}/logs/{run_records.log_name(role, index)}.log'
-    return self._in_learner(launch, 'tail', '-n', str(lines), path)
+    path = RunDirectory(pathlib.Path(kubernetes_pods.RUN_DIR)).log(role, index)
+    return self._in_learner(launch, 'tail', '-n', str(lines), str(path))
 
   def run_file(self, launch: backend.Launch, name: str) -> str:
     """Text of a file of the run directory in the cluster."""

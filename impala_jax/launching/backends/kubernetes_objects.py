@@ -7,8 +7,11 @@ everything else, the configuration, and the volume of the run directory. Inferen
 servers: an Indexed Job, with a Service and a NetworkPolicy of their own.
 """
 
+import pathlib
+
 from impala_jax.launching import program as program_lib
 from impala_jax.launching.backends import kubernetes_pods as pods
+from impala_jax.runtime.run_directory import RunDirectory
 
 _DISRUPTION = {'type': 'DisruptionTarget', 'status': 'True'}
 _MAX_COMPLETIONS = 100_000  # Of an Indexed Job with a back-off per index.
@@ -18,6 +21,8 @@ _POD_RESTARTS = 6  # By the engine, of one pod; processes restart inside it.
 
 def problems(program: program_lib.Program) -> list[str]:
   """Why the engine could not hold this program."""
+  if program.main.name != 'learner':
+    return ["transport.kind is 'local': the run is one process, and pods need reverb"]
   found = [
     f'{role.replicas} of {role.name}: an Indexed Job holds {_MAX_COMPLETIONS}'
     for role in program.roles
@@ -41,7 +46,7 @@ def objects(
     'apiVersion': 'v1',
     'kind': 'ConfigMap',
     'metadata': _meta(program, options, f'{name}-config'),
-    'data': {'config.json': program.config},
+    'data': {RunDirectory(pathlib.Path(pods.RUN_DIR)).config.name: program.config},
   }
   out['network'] = _closed_network(program, options)
   out['network-learner'] = _learner_network(program, options)

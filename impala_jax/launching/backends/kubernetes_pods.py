@@ -1,17 +1,21 @@
 """The pods of a run and what they are told, as plain dictionaries. Pure."""
 
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
 from impala_jax.launching import program as program_lib
+from impala_jax.launching import supervision
 from impala_jax.launching.backends import backend
+from impala_jax.runtime import role_environment
+from impala_jax.runtime.run_directory import RunDirectory
 
 RUN_LABEL = 'impala-jax/run'
 ROLE_LABEL = 'impala-jax/role'
 INDEX = 'batch.kubernetes.io/job-completion-index'
 RUN_DIR = '/impala-run'
-_EVALUATION = 300
+_CONFIG = RunDirectory(pathlib.Path(RUN_DIR)).config
 _LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 
 Object = dict[str, Any]
@@ -140,8 +144,8 @@ def _container(
       {'name': 'run', 'mountPath': RUN_DIR, 'subPath': program.name},
       {
         'name': 'config',
-        'mountPath': f'{RUN_DIR}/config.json',
-        'subPath': 'config.json',
+        'mountPath': str(_CONFIG),
+        'subPath': _CONFIG.name,
         'readOnly': True,
       },
       {'name': 'tmp', 'mountPath': '/tmp'},
@@ -158,21 +162,12 @@ def _container(
 def _command(
   program: program_lib.Program, options: Options, role: program_lib.Role
 ) -> list[str]:
-  command = [
-    options.python, '-m', 'impala_jax.launching.supervise', role.name,
-    '--index_from=IMPALA_INDEX',
-    f'--first_incarnation={program.first_incarnation}', f'--grace={role.grace:g}',
-    f'--window={role.restart.window:g}',
-  ]  # fmt: skip
-  if role.restart.gang:
-    command.append('--once')
-  else:
-    command.append(f'--max_restarts={role.restart.max_restarts}')
-  if role.restart.essential:
-    command.append('--essential')
-  else:
-    command.append(f'--linger={_EVALUATION if role.name == "evaluator" else 20}')
-  command += ['--', options.python, *role.argv]
+  gang = role.restart.gang
+  settings = supervision.settings_of(
+    program, role, options.python, index_from='IMPALA_INDEX', once=gang,
+    max_restarts=0 if gang else role.restart.max_restarts,
+  )  # fmt: skip
+  command = supervision.command(options.python, settings)
   if not options.setup:
     return command
   return ['/bin/sh', '-c', f'{options.setup}\nexec "$@"', 'sh', *command]
@@ -181,14 +176,15 @@ def _command(
 def _environment(
   program: program_lib.Program, options: Options, role: program_lib.Role
 ) -> list[Object]:
-  learners = program.role('learner')
+  named = lambda **fields: [
+    {'name': k, 'value': v} for k, v in role_environment.variables(**fields).items()
+  ]
   env: list[Object] = [
     {
       'name': 'IMPALA_INDEX',
       'valueFrom': {'fieldRef': {'fieldPath': f"metadata.annotations['{INDEX}']"}},
     },
-    {'name': 'IMPALA_RUN_DIR', 'value': RUN_DIR},
-    {'name': 'IMPALA_COUNT', 'value': str(learners.replicas)},
+    *named(run_dir=RUN_DIR, count=program.main.replicas),
     # The root file system is read-only.
     {'name': 'HOME', 'value': '/tmp'},
   ]
@@ -198,8 +194,5 @@ def _environment(
     job = '-0' if role.name == 'learner' else ''
     domain = service(program, role.name)
     host = f'{program.name}-{role.name}{job}-$(IMPALA_INDEX).{domain}'
-    env.append({'name': 'IMPALA_HOST', 'value': host})
-    env += [
-      {'name': f'IMPALA_{n.upper()}_PORT', 'value': str(p)} for n, p in served.items()
-    ]
+    env += named(host=host, **{f'{n}_port': p for n, p in served.items()})
   return env

@@ -4,6 +4,7 @@ The same supervisors and role commands as on a cluster. (`launching.foreground` 
 other way to run here: in the foreground, with a live view, until Ctrl-C.)
 """
 
+import dataclasses
 import os
 import pathlib
 import shlex
@@ -14,14 +15,14 @@ from typing import Any
 
 import psutil
 
+from impala_jax.launching import local_gang, supervision
 from impala_jax.launching import program as program_lib
-from impala_jax.launching import run_records
 from impala_jax.launching.backends import backend
-from impala_jax.runtime import files
+from impala_jax.runtime import files, role_environment
+from impala_jax.runtime.run_directory import RunDirectory
 
 _LEAVE_TIMEOUT = 45.0
 _KILL_TIMEOUT = 10.0
-_EVALUATION = 300
 
 
 class Local(backend.Backend):
@@ -44,7 +45,7 @@ class Local(backend.Backend):
 
   def submit(self, program: program_lib.Program) -> backend.Launch:
     self.write_files(program, self.render(program))
-    run_records.reset(pathlib.Path(program.run_dir))
+    RunDirectory(pathlib.Path(program.run_dir)).begin_launch()
     launch = self.new_launch(program, {})
     for role in program.roles:
       for index in range(1 if role.restart.gang else role.replicas):
@@ -58,8 +59,8 @@ class Local(backend.Backend):
       gang = launch.program.role(role).restart.gang
       processes = handle * launch.program.role(role).replicas if gang else handle
       for index, process in enumerate(processes):
-        record = files.read_json(run_records.record_path(launch.run_dir, role, index))
-        if _process(process) is not None:
+        record = files.read_json(launch.run.supervised(role, index))
+        if process_of(process) is not None:
           # One that has ended starts again with its gang.
           waits = gang and record.get('state') != 'running'
           state = 'pending' if waits else 'running'
@@ -82,48 +83,42 @@ class Local(backend.Backend):
     return f'{role}: {before} -> {replicas}'
 
   def stop(self, launch: backend.Launch) -> str:
-    run_records.end_run(launch.run_dir, 'stopped')
+    launch.run.end('stopped')
     words = []
-    grace = launch.program.role('learner').grace
-    if _end(launch.handles['learner'], grace + 20.0):
+    main = launch.program.main
+    grace = main.grace
+    if _end(launch.handles[main.name], grace + 20.0):
       words.append(f'the learner did not end within {grace:.0f} s: killed')
     rest = [p for handle in launch.handles.values() for p in handle]
     # They have seen that the run ended, and leave by themselves.
-    _wait(rest, _LEAVE_TIMEOUT)
-    if alive := sum(_process(p) is not None for p in rest):
+    wait_for(rest, _LEAVE_TIMEOUT)
+    if alive := sum(process_of(p) is not None for p in rest):
       words.append(f'ended {alive} that were still there')
       _end(rest, 40.0)
     return '; '.join(['stopped', *words])
 
   def _environment(self, program: program_lib.Program) -> dict[str, str]:
-    count = program.role('learner').replicas
-    return {'IMPALA_RUN_DIR': program.run_dir, 'IMPALA_COUNT': str(count)}
+    return role_environment.variables(
+      run_dir=program.run_dir, count=program.main.replicas
+    )
 
   def _command(
     self, program: program_lib.Program, role: program_lib.Role, index: int
   ) -> list[str]:
     python = self.options.python
-    command, name, grace = [python, *role.argv], role.name, role.grace
-    incarnation = f'--first_incarnation={program.first_incarnation}'
+    settings = supervision.settings_of(program, role, python, index)
     if role.restart.gang:
-      command = [
-          python, '-m', 'impala_jax.launching.local_gang', f'--count={role.replicas}',
-          incarnation, f'--grace={grace:g}', '--', *command,
-      ]  # fmt: skip
-      name, grace = f'{name}-gang', grace + 15.0
-    return [
-        python, '-m', 'impala_jax.launching.supervise', name, f'--index={index}',
-        incarnation,
-        f'--max_restarts={role.restart.max_restarts}',
-        f'--window={role.restart.window:g}', f'--grace={grace:g}',
-        *(['--essential'] if role.restart.essential else
-          [f'--linger={_EVALUATION if role.name == "evaluator" else 20}']),
-        '--', *command,
-    ]  # fmt: skip
+      # One process keeps the learners, each once; the supervisor above starts it again.
+      each = dataclasses.replace(settings, once=True, essential=False, max_restarts=0)
+      gang = local_gang.command(python, role.replicas, each)
+      settings = dataclasses.replace(
+        settings, role=f'{role.name}-gang', command=tuple(gang), grace=role.grace + 15.0
+      )
+    return supervision.command(python, settings)
 
   def _start(self, launch: backend.Launch, role: program_lib.Role, index: int) -> None:
     program = launch.program
-    with open(launch.run_dir / 'logs' / 'supervisors.log', 'ab') as log:
+    with open(launch.run.logs / 'supervisors.log', 'ab') as log:
       process = subprocess.Popen(
           self._command(program, role, index), cwd=program.work_dir,
           env={**os.environ, **self._environment(program)},
@@ -135,7 +130,7 @@ class Local(backend.Backend):
     launch.handles.setdefault(role.name, []).append(handle)
 
 
-def _process(handle: dict[str, Any]) -> psutil.Process | None:
+def process_of(handle: dict[str, Any]) -> psutil.Process | None:
   """The live process of a handle."""
   try:
     process = psutil.Process(handle['pid'])
@@ -145,11 +140,11 @@ def _process(handle: dict[str, Any]) -> psutil.Process | None:
     return None
 
 
-def _wait(handles: list[dict[str, Any]], timeout: float) -> list[psutil.Process]:
+def wait_for(handles: list[dict[str, Any]], timeout: float) -> list[psutil.Process]:
   """Those that still run after `timeout` seconds."""
   deadline = time.monotonic() + timeout
   while True:
-    alive = [p for p in map(_process, handles) if p is not None]
+    alive = [p for p in map(process_of, handles) if p is not None]
     if not alive or time.monotonic() >= deadline:
       return alive
     time.sleep(0.2)
@@ -157,12 +152,12 @@ def _wait(handles: list[dict[str, Any]], timeout: float) -> list[psutil.Process]
 
 def _end(handles: list[dict[str, Any]], grace: float) -> int:
   """SIGTERM, then SIGKILL; returns how many had to be killed."""
-  for process in _wait(handles, 0.0):
+  for process in wait_for(handles, 0.0):
     process.send_signal(signal.SIGTERM)
-  left = _wait(handles, grace)
+  left = wait_for(handles, grace)
   for process in left:
     for child in (*process.children(recursive=True), process):
       child.kill()
   if left:
-    _wait(handles, _KILL_TIMEOUT)
+    wait_for(handles, _KILL_TIMEOUT)
   return len(left)

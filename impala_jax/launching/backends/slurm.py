@@ -12,9 +12,9 @@ import time
 from typing import Any
 
 from impala_jax.launching import program as program_lib
-from impala_jax.launching import run_records
 from impala_jax.launching.backends import backend, slurm_scripts
 from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
 
 Options = slurm_scripts.Options
 
@@ -39,7 +39,7 @@ class Slurm(backend.Backend):
     return slurm_scripts.render(program, self.options)
 
   def commands(self, program: program_lib.Program) -> list[list[str]]:
-    folder = pathlib.Path(program.run_dir) / 'launch'
+    folder = RunDirectory(pathlib.Path(program.run_dir)).launch_files
     return [['sbatch', '--parsable', str(folder / f)] for f in self.render(program)]
 
   def submit(self, program: program_lib.Program) -> backend.Launch:
@@ -47,7 +47,7 @@ class Slurm(backend.Backend):
       options = dataclasses.replace(self.options, max_array_size=_max_array_size())
       return Slurm(options).submit(program)
     self.write_files(program, self.render(program))
-    run_records.reset(pathlib.Path(program.run_dir))
+    RunDirectory(pathlib.Path(program.run_dir)).begin_launch()
     handles: dict[str, Any] = {}
     try:
       for role in program.roles:
@@ -80,7 +80,7 @@ class Slurm(backend.Backend):
       state, where, detail = found.get(job, ('GONE', '', 'Slurm has forgotten it'))
       name = _STATES.get(state, 'pending')
       if state == 'GONE':
-        record = files.read_json(run_records.record_path(launch.run_dir, role, index))
+        record = files.read_json(launch.run.supervised(role, index))
         name = 'failed' if record.get('state') == 'failed' else 'done'
       words = f'job {job} {state.lower()}' + (f' ({detail})' if detail else '')
       tasks.append(backend.Task(role, index, name, where, words))
@@ -118,15 +118,16 @@ class Slurm(backend.Backend):
 
   def stop(self, launch: backend.Launch) -> str:
     # Supervisors read it, too: the learner's ends at once, others after it.
-    run_records.end_run(launch.run_dir, 'stopped')
-    learner = launch.handles['learner']
+    launch.run.end('stopped')
+    main = launch.program.main
+    learner = launch.handles[main.name]
     waiting = _alive(launch)
     pending = [j for j, s in waiting.items() if s == 'pending']
     if pending:
       backend.run_command(['scancel', *pending])
     if learner in waiting and learner not in pending:
       backend.run_command(['scancel', '--batch', '--signal=TERM', learner])
-    grace = launch.program.role('learner').grace
+    grace = main.grace
     words = []
     if not _wait(launch, {learner}, grace + 10.0):
       words.append(f'the learner did not end within {grace:.0f} s')
@@ -143,7 +144,7 @@ class Slurm(backend.Backend):
 
 
 def _sbatch(program: program_lib.Program, name: str) -> str:
-  path = pathlib.Path(program.run_dir) / 'launch' / name
+  path = RunDirectory(pathlib.Path(program.run_dir)).launch_files / name
   # On a federation the answer is job;cluster.
   return backend.run_command(['sbatch', '--parsable', str(path)]).strip().split(';')[0]
 

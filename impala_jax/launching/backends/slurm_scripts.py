@@ -8,10 +8,11 @@ import re
 import shlex
 
 from impala_jax.launching import program as program_lib
+from impala_jax.launching import supervision
 from impala_jax.launching.backends import backend
+from impala_jax.runtime import role_environment
 
 _DEFAULT_MAX_ARRAY = 1001  # Slurm's own default.
-_EVALUATION = 300  # Seconds for the last evaluation and the video.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +108,12 @@ def _script(
   lines = ['#!/bin/bash', '#SBATCH --requeue']
   lines += [f'#SBATCH --{k}={_quoted(v)}' for k, v in wanted.items() if v != '']
   lines += [f'#SBATCH {options.extra}'] if options.extra else []
+  variables = role_environment.variables(
+    run_dir=program.run_dir, count=program.main.replicas
+  )
   lines += [
     'set -e',
-    f'export IMPALA_RUN_DIR={shlex.quote(program.run_dir)}',
-    f'export IMPALA_COUNT={program.role("learner").replicas}',
+    *(f'export {k}={shlex.quote(v)}' for k, v in variables.items()),
     *([options.setup] if options.setup else []),
     f'exec {shlex.join(_command(program, options, role, bool(array), first, nodes))}',
   ]
@@ -126,32 +129,30 @@ def _command(
   nodes: int,
 ) -> list[str]:
   python = options.python
-  command = [python, *role.argv]
-  incarnation = f'--first_incarnation={program.first_incarnation}'
-  grace = f'--grace={role.grace:g}'
-  name = role.name
-  host = ['--slurm_host']
+  # Told by the task's own index where the role is an array.
+  from_task = 'SLURM_ARRAY_TASK_ID' if array else ''
+  settings = supervision.settings_of(
+    program, role, python, first, index_from=from_task, slurm_host=True
+  )
   if nodes > 1:
     # One supervisor on each node, whose end is the end of all; one above them.
-    command = [
+    each = dataclasses.replace(
+      settings, index_from='SLURM_PROCID', once=True, essential=False, max_restarts=0
+    )
+    gang = [
         'srun', f'--ntasks={nodes}', f'--cpus-per-task={role.resources.cpus}',
-        '--kill-on-bad-exit=1',
-        python, '-m', 'impala_jax.launching.supervise', name,
-        '--index_from=SLURM_PROCID', '--once',
-        incarnation, grace, *host, '--', *command,
+        '--kill-on-bad-exit=1', *supervision.command(python, each),
     ]  # fmt: skip
-    name, grace = f'{name}-gang', f'--grace={role.grace + 15:g}'
-    # srun hands SIGUSR1 on; SIGTERM would kill its tasks.
-    host = ['--stop_signal=SIGUSR1']
-  return [
-      python, '-m', 'impala_jax.launching.supervise', name, f'--index={first}',
-      *(['--index_from=SLURM_ARRAY_TASK_ID'] if array else []),
-      incarnation, f'--max_restarts={role.restart.max_restarts}',
-      f'--window={role.restart.window:g}', grace,
-      *(['--essential'] if role.restart.essential else
-        [f'--linger={_EVALUATION if role.name == "evaluator" else 20}']),
-      *host, '--', *command,
-  ]  # fmt: skip
+    settings = dataclasses.replace(
+      settings,
+      role=f'{role.name}-gang',
+      command=tuple(gang),
+      grace=role.grace + 15.0,
+      slurm_host=False,
+      # srun hands SIGUSR1 on; SIGTERM would kill its tasks.
+      stop_signal='SIGUSR1',
+    )
+  return supervision.command(python, settings)
 
 
 def file_name(role: str, first: int, generation: int = 0) -> str:

@@ -17,9 +17,10 @@ import time
 import numpy as np
 import pytest
 
-from impala_jax.distributed.control import learner_link, learner_way
+from impala_jax.distributed.control import learner_link, locator
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import vector
+from impala_jax.runtime import role_environment
 from tests import actors, counting
 from tests.acting import actor_test
 
@@ -32,9 +33,9 @@ _BATCH, _CAPACITY = 4, 8
 _LEARNER = """
 import json, os, pathlib, sys, time
 import jax, numpy as np
-from impala_jax import metrics
-from impala_jax.distributed import control, endpoints
-from tests.distributed import learner_link_test as test
+from impala_jax.distributed.control import board as control, endpoints
+from impala_jax.runtime import files, role_environment
+from tests.distributed.control import learner_link_test as test
 
 layout = test.layout()
 run_dir = pathlib.Path(sys.argv[1])
@@ -46,8 +47,8 @@ def publish():
   served.publish(version, {'version': value})
 
 publish()
-place = endpoints.Place.from_environment(os.environ)
-with endpoints.serve(layout, 4, 8, served, place) as (reader, addresses):
+here = role_environment.RoleEnvironment.read()
+with endpoints.serve(layout, 4, 8, served, here) as (reader, addresses):
   files.write_json(run_dir / 'address.json', addresses)
   while batches:
     try:
@@ -134,7 +135,7 @@ class Client:
       return self.made[-1]
 
     self.link = learner_link.open_link(
-      learner_way.Way(run_dir, 0, layout()), lambda: False, writes=True
+      locator.Locator(run_dir, 0, layout()), lambda: False, writes=True
     )
     self.writer = Recorder(self.link)
     environment = vector.SequentialVector([lambda i=i: make(i) for i in range(_ENVS)])
@@ -447,7 +448,7 @@ def test_a_connection_that_cannot_be_made_is_an_error_at_once():
 
 
 def test_waiting_for_a_learner_ends(tmp_path, monkeypatch):
-  way = learner_way.Way(tmp_path, 0, layout())
+  way = locator.Locator(tmp_path, 0, layout())
   assert learner_link.open_link(way, lambda: True, writes=True) is None
   monkeypatch.setattr(learner_link, '_START', 0.3)
   with pytest.raises(TimeoutError, match='no learner wrote its address'):
@@ -458,11 +459,11 @@ def test_waiting_for_a_learner_ends(tmp_path, monkeypatch):
 def test_patience_that_is_no_time(monkeypatch, text):
   monkeypatch.setenv('IMPALA_PATIENCE', text)
   with pytest.raises(ValueError, match=f"IMPALA_PATIENCE is '{text}'"):
-    learner_way.patience()
+    role_environment.RoleEnvironment.read()
 
 
 def test_patience(monkeypatch):
   monkeypatch.delenv('IMPALA_PATIENCE', raising=False)
-  assert learner_way.patience() is None
+  assert role_environment.RoleEnvironment.read().patience is None
   monkeypatch.setenv('IMPALA_PATIENCE', '43200.0')
-  assert learner_way.patience() == 43200
+  assert role_environment.RoleEnvironment.read().patience == 43200

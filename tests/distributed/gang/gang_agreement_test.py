@@ -15,6 +15,7 @@ from impala_jax.distributed.gang import gang as learner_gang
 from impala_jax.distributed.gang import lines as gang_lines
 from impala_jax.distributed.gang import start as gang_start
 from impala_jax.distributed.gang.gang import Verdict
+from impala_jax.runtime.role_environment import RoleEnvironment
 
 never = lambda: False
 
@@ -242,7 +243,7 @@ def test_words_of_learner_0_and_the_end(gangs):
 
 
 def test_one_learner_waits_for_nobody(tmp_path):
-  alone = gang_start.join(tmp_path, {}, never)
+  alone = gang_start.join(RoleEnvironment(tmp_path), never)
   assert (alone.index, alone.count) == (0, 1)
   assert alone.decide(False, False) is Verdict.WAIT
   assert alone.decide(True, False) is Verdict.GO
@@ -262,4 +263,4 @@ def test_one_learner_waits_for_nobody(tmp_path):
 )
 def test_impossible_places_are_named(tmp_path, environment, words):
   with pytest.raises(ValueError, match=words):
-    gang_start.join(tmp_path, environment, never)
+    gang_start.join(RoleEnvironment.read(environment), never)

@@ -20,7 +20,7 @@ if sys.platform != 'linux':
 # Answers every connection with its greeting, until it is killed.
 _SERVER = """
 import socket, sys, threading
-from impala_jax.distributed import loopback_guard
+from impala_jax.distributed.security import loopback_guard
 
 def serve(listener):
   while True:
@@ -70,12 +70,12 @@ for address in sys.argv[2:]:
 """
 _REVERB = """
 import sys
-from impala_jax.distributed import reverb_transport
-from tests.distributed import transport_contract as contract
+from impala_jax.distributed.transport import reverb as reverb_transport
+from tests.distributed.transport import transport_contract as contract
 form = contract.layout()
 only = sys.argv[1] != 'open'
 if sys.argv[1] == 'device':
-  from impala_jax.distributed import loopback_guard
+  from impala_jax.distributed.security import loopback_guard
   loopback_guard._SO_ATTACH_FILTER = 9999  # As if filters were refused.
 reader = reverb_transport.ReverbReader(form, 4, 8, port=5000, loopback_only=only)
 print('serves', flush=True)

@@ -25,8 +25,9 @@ FORM = contract.layout()
 _PRELUDE = """
 import sys, time
 import numpy as np
-from impala_jax.distributed import reverb_transport, transport
-from tests.distributed import transport_contract as contract
+from impala_jax.distributed.transport import protocol as transport
+from impala_jax.distributed.transport import reverb as reverb_transport
+from tests.distributed.transport import transport_contract as contract
 FORM = contract.layout()
 """
 # Prints the sequence numbers that it reads, then its counts.

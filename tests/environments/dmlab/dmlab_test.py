@@ -360,7 +360,7 @@ def test_close_in_a_process_that_would_crash(monkeypatch):
   """The real engine may segfault where it is used once closed."""
   monkeypatch.setenv('FAKE_DMLAB_SEGFAULT', '1')
   script = """
-from impala_jax.environments import dmlab
+from impala_jax.environments.dmlab import environment as dmlab
 environment = dmlab.make('lt_chasm', 0, level_cache_gib=0.0)
 environment.reset()
 environment.close()
@@ -388,7 +388,7 @@ except RuntimeError:
 )
 def test_the_fake_ends_its_process_as_the_engine_does(fault, code, words):
   script = f"""
-from impala_jax.environments import dmlab
+from impala_jax.environments.dmlab import environment as dmlab
 environment = dmlab.make('fake/{fault}', 0, level_cache_gib=0.0)
 for _ in range(5):
   environment.step(0)
@@ -401,7 +401,7 @@ for _ in range(5):
 def test_temporary_folders_lie_in_tmpdir_and_go_with_close(tmp_path, monkeypatch):
   monkeypatch.setenv('TMPDIR', str(tmp_path))
   script = """
-from impala_jax.environments import dmlab
+from impala_jax.environments.dmlab import environment as dmlab
 import os
 environment = dmlab.make('lt_chasm', 0, level_cache_gib=0.0)
 print(len(os.listdir(os.environ['TMPDIR'])))

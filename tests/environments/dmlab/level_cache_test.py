@@ -283,7 +283,7 @@ def test_open_cache(tmp_path, monkeypatch):
 
 _HAMMER = """
 import random, sys, zipfile
-from impala_jax.environments import level_cache
+from impala_jax.environments.dmlab import level_cache
 directory, seed = sys.argv[1], int(sys.argv[2])
 cache = level_cache.LevelCache(directory, 0.4 / 1024, 'hammer')
 rng = random.Random(seed)

@@ -13,8 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from impala_jax.environments import specs
-from impala_jax.environments.atari import area_average
+from impala_jax.environments import area_average, specs
 from impala_jax.environments.doom import environment as doom
 
 ROOT = pathlib.Path(__file__).parents[3]

@@ -1,0 +1,160 @@
+"""A run in the foreground, of stand-in roles: how it goes, ends, and what it says."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from impala_jax.launching import backends
+from impala_jax.launching import program as program_lib
+from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
+from tests.launching import programs
+
+# Runs a program as a launcher does: prints phases, then what failed, and the exit code.
+LAUNCHER = """
+import json, pathlib, sys
+from impala_jax.launching import backends
+from impala_jax.launching import program as program_lib
+
+phases = []
+
+def show(status, phase):
+  if phases[-1:] != [phase]:
+    phases.append(phase)
+    pathlib.Path(sys.argv[2]).write_text(json.dumps(phases))
+    print('phase:', phase, flush=True)
+
+program = program_lib.from_dict(json.loads(pathlib.Path(sys.argv[1]).read_text()))
+code, lines = backends.get('foreground').run(program, show)
+print('\\n'.join(lines))
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+  """Starts a run of stand-ins; whatever is left at the end is killed."""
+  run_dir, started = tmp_path / 'run', []
+
+  def start(actors=1, max_restarts=1, **scripts):
+    program = programs.make(str(run_dir), actors=actors)
+    program = programs.with_stand_ins(program, max_restarts, scripts)
+    path = tmp_path / 'program.json'
+    files.write_json(path, program_lib.to_dict(program))
+    started.append(
+      subprocess.Popen(
+        [sys.executable, '-c', LAUNCHER, str(path), str(tmp_path / 'phases')],
+        cwd=programs.ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      )
+    )  # fmt: skip
+    return RunDirectory(run_dir), started[-1]
+
+  yield start
+  for process in started:
+    if process.poll() is None:
+      for child in (*psutil.Process(process.pid).children(recursive=True), process):
+        child.kill()
+    process.communicate()
+
+
+def starts(run, name):
+  return programs.starts(run.path, name)
+
+
+def all_up(run):
+  names = ('learner-0', 'actor-0', 'evaluator-0')
+  programs.wait(lambda: all(starts(run, name) for name in names))
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=60)
+  return process.returncode, output
+
+
+def test_a_learner_that_died_comes_back_and_the_end_is_the_learners(launch):
+  run, process = launch()
+  all_up(run)
+  os.kill(starts(run, 'learner-0')[0][1], signal.SIGKILL)
+  programs.wait(lambda: len(starts(run, 'learner-0')) == 2)
+  # Told by nobody, as the learner stands in: the supervisors see to it.
+  (run.path / 'evaluator-0.finish').touch()
+  (run.path / 'learner-0.finish').touch()
+  code, output = finish(process)
+  assert code == 0, output
+  assert run.how_ended()['reason'] == 'finished'
+  assert 'phase: learner restarted 1x' in output
+  assert (run.path / 'actor-0.told').exists()
+
+
+def test_one_that_keeps_dying_ends_the_run_with_its_cause(launch):
+  run, process = launch(learner=programs.CRASH)
+  code, output = finish(process)
+  assert code == 1
+  assert 'learner ended with exit code 3: ValueError: no such game (2 deaths)' in output
+  # Nobody waits for the last evaluation.
+  assert (run.path / 'evaluator-0.told').exists()
+
+
+def test_the_run_outlives_an_actor_that_failed_and_says_so(launch):
+  second = "import os\nif os.environ['IMPALA_INDEX'] == '1':\n  "
+  script = second + programs.CRASH + '\n' + programs.WORK
+  run, process = launch(actors=2, max_restarts=0, actor=script)
+  all_up(run)
+  phases = run.path.parent / 'phases'
+  programs.wait(lambda: 'actor-1 failed for good' in phases.read_text())
+  for name in ('evaluator-0', 'learner-0'):
+    (run.path / f'{name}.finish').touch()
+  code, output = finish(process)
+  assert code == 1
+  assert run.how_ended()['reason'] == 'finished'
+  assert 'phase: actor-1 failed for good' in output
+  assert 'actor-1 ended with exit code 3: ValueError: no such game' in output
+
+
+def test_an_interrupt_ends_the_learner_first_and_a_second_skips_the_evaluation(launch):
+  run, process = launch()
+  all_up(run)
+  process.send_signal(signal.SIGINT)
+  programs.wait(lambda: (run.path / 'learner-0.told').exists())
+  programs.wait(lambda: (run.path / 'actor-0.told').exists())
+  assert not (run.path / 'evaluator-0.told').exists()
+  process.send_signal(signal.SIGINT)
+  code, output = finish(process)
+  assert code == 0, output
+  assert (run.path / 'evaluator-0.told').exists()
+  assert run.how_ended()['reason'] == 'stopped'
+  assert 'phase: last evaluation and video' in output
+
+
+def test_sigterm_waits_for_nothing_but_the_checkpoint(launch):
+  run, process = launch()
+  all_up(run)
+  process.send_signal(signal.SIGTERM)
+  code, output = finish(process)
+  assert code == 0, output
+  for name in ('learner-0', 'actor-0', 'evaluator-0'):
+    assert (run.path / f'{name}.told').exists()
+
+
+def test_manage_knows_a_run_in_the_foreground(launch):
+  run, process = launch(actors=2)
+  all_up(run)
+  programs.wait(lambda: starts(run, 'actor-1'))
+  noted = backends.backend.read_launch(run.path)
+  engine = backends.of_launch(noted)
+  assert {(t.role, t.index): t.state for t in engine.status(noted)} == {
+    ('learner', 0): 'running', ('actor', 0): 'running', ('actor', 1): 'running',
+    ('evaluator', 0): 'running',
+  }  # fmt: skip
+  with pytest.raises(backends.backend.BackendError, match='fixed number of actors'):
+    engine.scale(noted, 'actor', 3)
+  (run.path / 'evaluator-0.finish').touch()
+  assert engine.stop(noted) == 'stopped'
+  assert finish(process)[0] == 0
+  assert {t.state for t in engine.status(noted)} == {'done'}
+  assert engine.stop(noted) == 'had ended before'

@@ -1,0 +1,47 @@
+"""What a supervisor is told: the command line says all of it, whatever it is."""
+
+import dataclasses
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impala_jax.launching import supervise, supervision
+
+words = st.text('abcXYZ_-', min_size=1).filter(lambda x: not x.startswith('-'))
+numbers = st.floats(0, 1e6).map(lambda x: float(f'{x:g}'))
+by_type = {str: words, int: st.integers(0, 10**9), float: numbers, bool: st.booleans()}
+hints = typing.get_type_hints(supervision.Settings)
+settings = st.builds(
+  supervision.Settings,
+  command=st.lists(st.text(min_size=1), min_size=1).map(tuple),
+  **{name: by_type[hint] for name, hint in hints.items() if hint in by_type},
+)
+
+
+@given(settings)
+def test_arguments_are_read_back(made):
+  assert supervise.parse(made.arguments()) == made
+
+
+def test_every_field_travels():
+  left = {n for n, hint in hints.items() if hint not in by_type}
+  assert left == {'command'}
+  assert {f.name for f in dataclasses.fields(supervision.Settings)} == set(hints)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['actor'], 'no command'),
+    (['actor', '--indx=3', '--', 'true'], '--indx=3'),
+    (['actor', '--index=three', '--', 'true'], 'three'),
+    ([], 'role'),
+  ],
+)
+def test_mistakes_end_with_one_line(arguments, words, capsys):
+  with pytest.raises(SystemExit) as e:
+    supervise.parse(arguments)
+  assert e.value.code == 2
+  assert words in capsys.readouterr().err
