@@ -19,8 +19,8 @@ from impala_jax import types
 from impala_jax.acting import device_policy
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed.inference import batcher as inference_batcher
-from impala_jax.distributed.inference import channel as inference_channel
-from impala_jax.distributed.inference import remote as inference_link
+from impala_jax.distributed.inference import connection as inference_connection
+from impala_jax.distributed.inference import remote as remote_policy
 from impala_jax.distributed.inference import server as inference_tcp
 from impala_jax.distributed.roles import policies
 from impala_jax.runtime import allocator
@@ -108,9 +108,9 @@ def _client(args: argparse.Namespace, value: str) -> None:
   address, _, index = value.partition('#')
   agent, spec = _make(args)
   form = policies.wire(agent, spec)
-  remote = inference_link.Remote(
-    [lambda: inference_link.Place(address, 0)],
-    lambda a: inference_channel.Channel(a, form),
+  remote = remote_policy.RemotePolicy(
+    [lambda: remote_policy.ServerAddress(address, 0)],
+    lambda a: inference_connection.Connection(a, form),
     index,
     args.envs,
   )

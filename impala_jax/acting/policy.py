@@ -2,7 +2,7 @@
 
 The actor steps environments and builds unrolls; a `Policy` holds the parameters and
 the recurrent states, and decides. `Local` runs it in the actor's process, on its CPU or
-accelerator; `distributed.inference_link.Remote` asks an inference server.
+accelerator; `distributed.inference.remote` asks an inference server.
 """
 
 from typing import Any, NamedTuple, Protocol

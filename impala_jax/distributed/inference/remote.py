@@ -19,7 +19,7 @@ import numpy as np
 
 from impala_jax import types
 from impala_jax.acting import policy as policy_lib
-from impala_jax.distributed.inference import channel as inference_channel
+from impala_jax.distributed.inference import connection as connection_lib
 from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.transport import protocol as transport
 
@@ -27,14 +27,14 @@ _STAY = 20.0  # Seconds of failures before the others are asked.
 _LOOK = 10.0  # Seconds between looks whether the own server has been started again.
 
 
-class Place(NamedTuple):
+class ServerAddress(NamedTuple):
   """Where an inference server is, as it says itself."""
 
   address: str
   incarnation: int  # Which of its lives wrote that.
 
 
-class Remote:
+class RemotePolicy:
   """A policy that a server runs, see `policy.Policy`. Used by one thread.
 
   Args:
@@ -50,8 +50,8 @@ class Remote:
 
   def __init__(
     self,
-    servers: Sequence[Callable[[], Place | None]],
-    connect: Callable[[str], inference_channel.Channel],
+    servers: Sequence[Callable[[], ServerAddress | None]],
+    connect: Callable[[str], connection_lib.Connection],
     client: str,
     num_envs: int,
   ):
@@ -59,13 +59,14 @@ class Remote:
     self._connect = connect
     self._client = client
     self._count = num_envs
-    self._channel: inference_channel.Channel | None = None
+    self._connection: connection_lib.Connection | None = None
     self._session = 0
     self._states: int | None = None  # Session that has those of the environments.
     self._version = -1
     self._at = 0  # Which server is asked.
     self._failing_since: float | None = None
-    self._left: Place | None = None  # Where the own server was when it was given up.
+    # Where the own server was when it was given up.
+    self._left: ServerAddress | None = None
     self._next_look = 0.0
     self.sessions = 0
 
@@ -97,18 +98,18 @@ class Remote:
     """See `policy.Policy`.
 
     Raises:
-      inference_channel.Refused: the server belongs to another configuration.
+      connection_lib.Refused: the server belongs to another configuration.
     """
-    channel = self._open()
+    connection = self._open()
     if self._states not in (None, self._session):
       self._states = None
       raise policy_lib.StatesLost('another session was begun')
     request = inference_wire.Request(self._session, ids, begins, last_action, timestep)
     self._states = self._session
     try:
-      decision = channel.step(request)
+      decision = connection.step(request)
     except policy_lib.StatesLost:
-      logging.warning('%s has no states of this actor any more', channel.address)
+      logging.warning('%s has no states of this actor any more', connection.address)
       self._states = None
       self._drop()
       raise
@@ -123,30 +124,30 @@ class Remote:
 
   def close(self) -> None:
     """See `policy.Policy`."""
-    if self._channel is not None:
+    if self._connection is not None:
       with contextlib.suppress(transport.TransportError, policy_lib.StatesLost):
-        self._channel.leave(self._session)
+        self._connection.leave(self._session)
     self._drop()
 
-  def _open(self) -> inference_channel.Channel:
-    if self._channel is not None:
-      return self._channel
-    place = self._servers[self._at]()
-    if place is None:
+  def _open(self) -> connection_lib.Connection:
+    if self._connection is not None:
+      return self._connection
+    found = self._servers[self._at]()
+    if found is None:
       self._failed()
       raise transport.TransportError('no inference server has written its address')
-    channel = self._connect(place.address)
+    connection = self._connect(found.address)
     try:
-      self._session = channel.join(self._client, self._count)
+      self._session = connection.join(self._client, self._count)
     except BaseException as e:
-      channel.close()
+      connection.close()
       if isinstance(e, transport.TransportError):
         self._failed()
       raise
-    self._channel = channel
+    self._connection = connection
     self.sessions += 1
-    logging.info('the policy is that of the inference server at %s', place.address)
-    return channel
+    logging.info('the policy is that of the inference server at %s', found.address)
+    return connection
 
   def _failed(self) -> None:
     """After a while each failure has another server asked next."""
@@ -160,6 +161,6 @@ class Remote:
     self._at = (self._at + 1) % len(self._servers)
 
   def _drop(self) -> None:
-    if self._channel is not None:
-      self._channel.close()
-    self._channel = None
+    if self._connection is not None:
+      self._connection.close()
+    self._connection = None

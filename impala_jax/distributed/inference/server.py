@@ -1,4 +1,4 @@
-"""An inference server's batcher over TCP, see `inference_channel`.
+"""An inference server's batcher over TCP, see `connection_lib`.
 
 Its connections are coroutines of one thread: as many clients may wait as there are.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from impala_jax.distributed.inference import batcher as inference_batcher
-from impala_jax.distributed.inference import channel as channel_lib
+from impala_jax.distributed.inference import connection as connection_lib
 from impala_jax.distributed.inference import sessions as inference_sessions
 from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.security import keys as run_keys
@@ -82,7 +82,7 @@ class Server:
       self._serve,
       sock=listener,
       limit=1 << 20,
-      ssl=None if keys is None else channel_lib.tls(keys, ssl.PROTOCOL_TLS_SERVER),
+      ssl=None if keys is None else connection_lib.tls(keys, ssl.PROTOCOL_TLS_SERVER),
       ssl_handshake_timeout=None if keys is None else 10.0,
     )
 
@@ -108,17 +108,17 @@ class Server:
       go_on = True
       while go_on:
         # A client may have nothing to ask for long.
-        kind, size = channel_lib.HEAD.unpack(
-          await reader.readexactly(channel_lib.HEAD.size)
+        kind, size = connection_lib.HEAD.unpack(
+          await reader.readexactly(connection_lib.HEAD.size)
         )
         if size > self._largest:
           self._refuse(words := f'{size} bytes: at most {self._largest}')
-          status, reply, go_on = channel_lib.REFUSED, words.encode(), False
+          status, reply, go_on = connection_lib.REFUSED, words.encode(), False
         else:
           async with asyncio.timeout(_PATIENCE):
             message = await reader.readexactly(size)
           status, reply = await self._answer(kind, message, sessions)
-        writer.write(channel_lib.HEAD.pack(status, len(reply)) + reply)
+        writer.write(connection_lib.HEAD.pack(status, len(reply)) + reply)
         async with asyncio.timeout(_PATIENCE):
           await writer.drain()
     except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -134,11 +134,11 @@ class Server:
   ) -> tuple[int, bytes]:
     """Status and reply; what makes no sense ends neither connection nor server."""
     try:
-      if kind == channel_lib.STEP:
+      if kind == connection_lib.STEP:
         request = self._wire.read_request(message, self._batcher.max_batch)
         decision = await asyncio.wrap_future(self._batcher.submit(request))
-        return channel_lib.OK, self._wire.pack_reply(request.session, decision)
-      if kind == channel_lib.JOIN:
+        return connection_lib.OK, self._wire.pack_reply(request.session, decision)
+      if kind == connection_lib.JOIN:
         asked = _unpack(message, {'client': str, 'environments': int, 'form': int})
         if asked['form'] != self._wire.fingerprint:
           raise inference_wire.WireError(
@@ -146,20 +146,20 @@ class Server:
           )
         session = self._batcher.join(asked['client'], asked['environments'])
         sessions.add(session)
-        return channel_lib.OK, msgpack.packb(session)
-      if kind == channel_lib.LEAVE:
+        return connection_lib.OK, msgpack.packb(session)
+      if kind == connection_lib.LEAVE:
         session = _unpack(message, {'session': int})['session']
         self._batcher.leave(session)
         sessions.discard(session)
-        return channel_lib.OK, b''
+        return connection_lib.OK, b''
       raise inference_wire.WireError(f'a message of the kind {kind}')
     except inference_sessions.UnknownSession as e:
-      return channel_lib.UNKNOWN, str(e).encode()
+      return connection_lib.UNKNOWN, str(e).encode()
     except inference_sessions.NoRoom as e:
-      return channel_lib.NO_ROOM, str(e).encode()
+      return connection_lib.NO_ROOM, str(e).encode()
     except ValueError as e:
       self._refuse(str(e))
-      return channel_lib.REFUSED, str(e).encode()
+      return connection_lib.REFUSED, str(e).encode()
 
   def _refuse(self, words: str) -> None:
     logging.warning('refused a request: %s', words)

@@ -9,8 +9,8 @@ from impala_jax import components, types
 from impala_jax.acting import device_policy
 from impala_jax.acting import policy as policy_lib
 from impala_jax.agents import agent as agent_lib
-from impala_jax.distributed.inference import channel as inference_channel
-from impala_jax.distributed.inference import remote as inference_link
+from impala_jax.distributed.inference import connection as inference_connection
+from impala_jax.distributed.inference import remote as remote_policy
 from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
@@ -44,7 +44,7 @@ def remote(
   run_dir: pathlib.Path,
   index: int,
   keys: pathlib.Path | None,
-) -> inference_link.Remote:
+) -> remote_policy.RemotePolicy:
   """That of the inference server to which an actor was dealt, or of the others.
 
   Connects with its first call.
@@ -65,19 +65,19 @@ def remote(
     RunDirectory(run_dir).inference_address((index + k) % count) for k in range(count)
   ]
   form = wire(parts.agent, parts.spec)
-  return inference_link.Remote(
-    [functools.partial(_place, path) for path in paths],
-    lambda address: inference_channel.Channel(address, form, own),
+  return remote_policy.RemotePolicy(
+    [functools.partial(_server_address, path) for path in paths],
+    lambda address: inference_connection.Connection(address, form, own),
     f'actor {index}',
     config.actor.envs_per_actor,
   )
 
 
-def _place(path: pathlib.Path) -> inference_link.Place | None:
+def _server_address(path: pathlib.Path) -> remote_policy.ServerAddress | None:
   found = files.read_json(path)
   if 'address' not in found:
     return None
-  return inference_link.Place(found['address'], found['incarnation'])
+  return remote_policy.ServerAddress(found['address'], found['incarnation'])
 
 
 def wire(agent: agent_lib.Agent, spec: types.EnvironmentSpec) -> inference_wire.Wire:

@@ -11,6 +11,7 @@ from impala_jax import config as config_lib
 from impala_jax.distributed.inference import batcher as inference_batcher
 from impala_jax.distributed.roles import inference as inference_role
 from impala_jax.distributed.transport import protocol as transport
+from impala_jax.runtime.role_environment import RoleEnvironment
 
 _LENGTH, _ENVS = 9, 4
 
@@ -71,8 +72,9 @@ def _following(link, *settings):
     policy.version = version
 
   policy.set_parameters = take
+  here = RoleEnvironment(index=2, incarnation=5)
   made = inference_role._Following(
-    components.build(config), policy, link, 2, 5, lambda: False
+    components.build(config), policy, link, here, lambda: False
   )
   made._reporter._interval = 0.0
   return made, policy

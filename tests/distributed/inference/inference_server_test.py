@@ -13,7 +13,7 @@ import pytest
 from impala_jax import types
 from impala_jax.acting import policy as policy_lib
 from impala_jax.distributed.control import grpc as control_grpc
-from impala_jax.distributed.inference import channel as inference_channel
+from impala_jax.distributed.inference import connection as inference_connection
 from impala_jax.distributed.inference import server as inference_tcp
 from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.roles import policies
@@ -113,9 +113,9 @@ def _spoilt(served, session):
 
 
 def test_bad_requests_are_refused_and_harm_nobody(served):
-  channel = served.channel()
-  session = channel.join('actor 0', 2)
-  before = channel.step(request(SPEC, session, [0, 1], begins=True, first=True))
+  connection = served.connection()
+  session = connection.join('actor 0', 2)
+  before = connection.step(request(SPEC, session, [0, 1], begins=True, first=True))
   cases = _spoilt(served, session)
   raw = _Raw(served)
   for message, words in cases:
@@ -144,28 +144,28 @@ def test_bad_requests_are_refused_and_harm_nobody(served):
     raw.tell(part)
     raw.close()
   # The states are as if nothing had been.
-  after = channel.step(request(SPEC, session, [0, 1], begins=True))
+  after = connection.step(request(SPEC, session, [0, 1], begins=True))
   assert before.version == after.version
   assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(after.state))
   assert served.batcher.error is None
 
 
 def test_a_session_that_is_not_known_is_a_loss_of_states(served):
-  channel = served.channel()
+  connection = served.connection()
   with pytest.raises(policy_lib.StatesLost):
-    channel.step(request(SPEC, 1, [0]))
-  session = channel.join('actor 0', 1)
-  channel.leave(session)
-  channel.leave(session)
+    connection.step(request(SPEC, 1, [0]))
+  session = connection.join('actor 0', 1)
+  connection.leave(session)
+  connection.leave(session)
   with pytest.raises(policy_lib.StatesLost):
-    channel.step(request(SPEC, session, [0]))
+    connection.step(request(SPEC, session, [0]))
 
 
 def test_a_client_that_is_cut_off_frees_its_states(served):
-  channel = served.channel()
-  channel.join('actor 0', 3)
+  connection = served.connection()
+  connection.join('actor 0', 3)
   assert served.batcher.environments() == 3
-  channel.close()
+  connection.close()
   deadline = time.monotonic() + inference_servers.LONG
   while served.batcher.environments():
     assert time.monotonic() < deadline
@@ -175,47 +175,47 @@ def test_a_client_that_is_cut_off_frees_its_states(served):
 def test_another_network_is_refused_with_a_word(served):
   other = types.EnvironmentSpec(SPEC.observation, SPEC.num_actions + 1)
   wire = inference_wire.Wire(other, ())
-  channel = inference_channel.Channel(served.address, wire)
-  with pytest.raises(inference_channel.Refused, match='another network'):
-    channel.join('actor 0', 1)
+  connection = inference_connection.Connection(served.address, wire)
+  with pytest.raises(inference_connection.Refused, match='another network'):
+    connection.join('actor 0', 1)
 
 
 def test_a_full_server_may_be_asked_again(served):
-  channel = served.channel()
-  session = channel.join('actor 0', 16)
+  connection = served.connection()
+  session = connection.join('actor 0', 16)
   with pytest.raises(transport.TransportError, match=r'inference\.max_environments'):
-    channel.join('actor 1', 1)
-  channel.leave(session)
-  channel.join('actor 1', 1)
+    connection.join('actor 1', 1)
+  connection.leave(session)
+  connection.join('actor 1', 1)
 
 
 def test_a_server_that_does_not_answer_is_an_error_in_bounded_time(agent, params):
   with inference_servers.serving(
     agent, SPEC, params, deadline=inference_servers.NEVER
   ) as served:
-    channel = served.channel(timeout=0.5)
-    session = channel.join('actor 0', 1)
-    other = served.channel()
+    connection = served.connection(timeout=0.5)
+    session = connection.join('actor 0', 1)
+    other = served.connection()
     other.join('actor 1', 1)
     with pytest.raises(transport.TransportError, match='timed out'):
-      channel.step(request(SPEC, session, [0]))
+      connection.step(request(SPEC, session, [0]))
   with pytest.raises(transport.TransportError, match=r'refused|closed|reset'):
-    channel.join('actor 0', 1)
+    connection.join('actor 0', 1)
 
 
 def test_it_ends_while_requests_wait(agent, params):
   with inference_servers.serving(
     agent, SPEC, params, deadline=inference_servers.NEVER
   ) as served:
-    channel = served.channel(timeout=inference_servers.LONG)
-    session = channel.join('actor 0', 1)
-    other = served.channel()
+    connection = served.connection(timeout=inference_servers.LONG)
+    session = connection.join('actor 0', 1)
+    other = served.connection()
     other.join('actor 1', 1)
     errors = []
 
     def ask():
       try:
-        channel.step(request(SPEC, session, [0]))
+        connection.step(request(SPEC, session, [0]))
       except (policy_lib.StatesLost, transport.TransportError) as e:
         errors.append(e)
 
@@ -249,11 +249,11 @@ class TestKeys:
     with inference_servers.serving(
       agent, SPEC, params, keys=load(ours, run_keys.INFERENCE)
     ) as served:
-      member = served.channel(keys=load(ours, run_keys.CLIENT))
+      member = served.connection(keys=load(ours, run_keys.CLIENT))
       session = member.join('actor 0', 1)
       assert member.step(request(SPEC, session, [0])).version == 3
       for keys in (None, load(others, run_keys.CLIENT)):
-        stranger = served.channel(keys=keys, timeout=5.0)
+        stranger = served.connection(keys=keys, timeout=5.0)
         with pytest.raises(transport.TransportError):
           stranger.join('actor 1', 1)
 
@@ -264,7 +264,7 @@ class TestKeys:
       agent, SPEC, params, keys=load(ours, run_keys.LEARNER)
     ) as served:
       with pytest.raises(transport.TransportError):
-        served.channel(keys=client, timeout=5.0).join('actor 0', 1)
+        served.connection(keys=client, timeout=5.0).join('actor 0', 1)
       served.stop()
     with inference_servers.serving(
       agent, SPEC, params, keys=load(ours, run_keys.INFERENCE)

@@ -9,8 +9,8 @@ import numpy as np
 from impala_jax import types
 from impala_jax.acting import device_policy
 from impala_jax.distributed.inference import batcher as inference_batcher
-from impala_jax.distributed.inference import channel as inference_channel
-from impala_jax.distributed.inference import remote as inference_link
+from impala_jax.distributed.inference import connection as inference_connection
+from impala_jax.distributed.inference import remote as remote_policy
 from impala_jax.distributed.inference import server as inference_tcp
 from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.roles import policies
@@ -55,20 +55,22 @@ class Served:
     self.server.close()
     self.batcher.close()
 
-  def channel(self, **settings: Any) -> inference_channel.Channel:
+  def connection(self, **settings: Any) -> inference_connection.Connection:
     assert self.address is not None
-    return inference_channel.Channel(self.address, self.wire, **settings)
+    return inference_connection.Connection(self.address, self.wire, **settings)
 
-  def place(self) -> inference_link.Place | None:
+  def server_address(self) -> remote_policy.ServerAddress | None:
     address = self.address
-    return None if address is None else inference_link.Place(address, self.starts)
+    return (
+      None if address is None else remote_policy.ServerAddress(address, self.starts)
+    )
 
   def remote(
     self, client: str, num_envs: int, *others: 'Served'
-  ) -> inference_link.Remote:
-    return inference_link.Remote(
-      [served.place for served in (self, *others)],
-      lambda address: inference_channel.Channel(address, self.wire, timeout=LONG),
+  ) -> remote_policy.RemotePolicy:
+    return remote_policy.RemotePolicy(
+      [served.server_address for served in (self, *others)],
+      lambda address: inference_connection.Connection(address, self.wire, timeout=LONG),
       client,
       num_envs,
     )

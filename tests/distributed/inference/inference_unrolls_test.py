@@ -11,7 +11,7 @@ import pytest
 from impala_jax import components, configs
 from impala_jax import config as config_lib
 from impala_jax.acting import actor as actor_lib
-from impala_jax.distributed.inference import remote as inference_link
+from impala_jax.distributed.inference import remote as remote_policy
 from impala_jax.distributed.transport import local as local_transport
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import vector
@@ -274,8 +274,8 @@ def test_a_server_that_restarts_costs_the_unfinished_unrolls_and_no_more():
 
 
 def test_another_server_is_asked_until_the_own_one_is_back(monkeypatch):
-  monkeypatch.setattr(inference_link, '_STAY', 0.2)
-  monkeypatch.setattr(inference_link, '_LOOK', 0.0)
+  monkeypatch.setattr(remote_policy, '_STAY', 0.2)
+  monkeypatch.setattr(remote_policy, '_LOOK', 0.0)
   made = []
 
   def make(env_id):

@@ -31,7 +31,7 @@ class Refused(ValueError):
   """The server takes this client for one of another run or version; says why."""
 
 
-class Channel:
+class Connection:
   """A connection to a `Server`, made with the first call. Used by one thread.
 
   Args:
