@@ -21,12 +21,12 @@ class Custom:
     environment: called with a seed keyword, makes one `dm_env.Environment` of
       which `actor.envs_per_actor` are run.
     network: a flax module, see `agents.agent.make_agent`.
-    loss: see `learner.LossFn`.
+    loss: see `losses.LossFn`.
   """
 
   environment: Callable[..., Any] | None = None
   network: Any = None
-  loss: learner.LossFn | None = None
+  loss: losses.LossFn | None = None
 
 
 class Components(NamedTuple):

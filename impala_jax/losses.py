@@ -16,6 +16,7 @@ from impala_jax import config as config_lib
 from impala_jax import types, vtrace
 
 Metrics = dict[str, jax.Array]
+# (time-major outputs [T + 1, B], time-major unroll) -> (loss f32 [], metrics f32 []).
 LossFn = Callable[[types.AgentOutput, types.Unroll], tuple[jax.Array, Metrics]]
 
 # Espeholt et al. 2018, section 5.2.2.
@@ -50,14 +51,14 @@ def clip_rewards(rewards: types.Array, kind: str) -> jax.Array:
   Raises:
     ValueError: unknown `kind`.
   """
-  rewards = jnp.asarray(rewards)
+  raw = jnp.asarray(rewards)
   if kind == 'abs_one':
-    return jnp.clip(rewards, -1.0, 1.0)
+    return jnp.clip(raw, -1.0, 1.0)
   if kind == 'soft_asymmetric':
-    squeezed = jnp.tanh(rewards / 5.0)
-    return jnp.where(rewards < 0, 0.3, 1.0) * 5.0 * squeezed
+    squeezed = jnp.tanh(raw / 5.0)
+    return jnp.where(raw < 0, 0.3, 1.0) * 5.0 * squeezed
   if kind == 'none':
-    return rewards
+    return raw
   allowed = ', '.join(config_lib.REWARD_CLIPPING)
   raise ValueError(f'reward_clipping is {kind!r}: must be one of {allowed}')
 

@@ -13,7 +13,7 @@ import dm_env
 import jax
 import numpy as np
 
-from impala_jax import components, types
+from impala_jax import components, losses, types
 from impala_jax import config as config_lib
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed.roles import all_in_one
@@ -43,7 +43,7 @@ def train(
   *,
   environment: Callable[..., dm_env.Environment] | None = None,
   network: Any = None,
-  loss: learner.LossFn | None = None,
+  loss: losses.LossFn | None = None,
   total_frames: int | None = None,
   run_dir: str | pathlib.Path | None = None,
   on_record: Callable[[dict[str, Any]], None] | None = None,

@@ -12,17 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 
-from impala_jax import types, unroll_layout
+from impala_jax import losses, types, unroll_layout
 from impala_jax.agents import agent as agent_lib
 
 _AXIS = 'devices'
-
-# (time-major outputs [T + 1, B], time-major unroll) -> (loss f32[], metrics f32[]).
-LossFn = Callable[
-  [types.AgentOutput, types.Unroll], tuple[jax.Array, dict[str, jax.Array]]
-]
 
 
 class LearnerState(NamedTuple):
@@ -36,7 +32,10 @@ class LearnerState(NamedTuple):
 
 def time_major(unroll: types.Unroll) -> types.Unroll:
   """[B, T, ...] leaves to [T, B, ...]; `[B]` and state leaves stay."""
-  swap = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+  def swap(tree: types.Nest) -> types.Nest:
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
   return unroll._replace(
     timestep=swap(unroll.timestep),
     action=swap(unroll.action),
@@ -59,13 +58,13 @@ def init_state(
 
 
 def objective(
-  agent: agent_lib.Agent, loss_fn: LossFn
-) -> Callable[[types.Nest, types.Unroll], tuple[jax.Array, dict[str, jax.Array]]]:
+  agent: agent_lib.Agent, loss_fn: losses.LossFn
+) -> Callable[[types.Nest, types.Unroll], tuple[jax.Array, losses.Metrics]]:
   """`(params, time-major unroll) -> (loss f32[], metrics)`: what is minimised."""
 
   def loss_of(
     params: types.Nest, unroll: types.Unroll
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  ) -> tuple[jax.Array, losses.Metrics]:
     output, _ = agent.unroll(
       params, unroll.timestep, last_actions(unroll), unroll.agent_state
     )
@@ -76,12 +75,12 @@ def objective(
 
 def make_update(
   agent: agent_lib.Agent,
-  loss_fn: LossFn,
+  loss_fn: losses.LossFn,
   optimizer: optax.GradientTransformation,
   layout: unroll_layout.UnrollLayout,
   axis_name: str | None = None,
 ) -> Callable[
-  [LearnerState, jax.Array], tuple[LearnerState, types.Nest, dict[str, jax.Array]]
+  [LearnerState, jax.Array], tuple[LearnerState, types.Nest, losses.Metrics]
 ]:
   """Builds the pure update.
 
@@ -97,7 +96,7 @@ def make_update(
 
   def update(
     state: LearnerState, rows: jax.Array
-  ) -> tuple[LearnerState, types.Nest, dict[str, jax.Array]]:
+  ) -> tuple[LearnerState, types.Nest, losses.Metrics]:
     unroll = time_major(layout.unpack(rows))
     (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(
       state.params, unroll
@@ -114,7 +113,10 @@ def make_update(
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics['total_loss']) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    def keep(new: types.Nest, old: types.Nest) -> types.Nest:
+      return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
     params = keep(optax.apply_updates(state.params, updates), state.params)
     state = LearnerState(
       params=params,
@@ -136,7 +138,7 @@ class Learner:
 
   Args:
     agent: the network as pure functions.
-    loss_fn: see `LossFn`.
+    loss_fn: see `losses.LossFn`.
     optimizer: gradients in, updates out.
     layout: of the rows that `update` takes.
     devices: that share each batch; the same in all processes, equally many of each.
@@ -148,7 +150,7 @@ class Learner:
   def __init__(
     self,
     agent: agent_lib.Agent,
-    loss_fn: LossFn,
+    loss_fn: losses.LossFn,
     optimizer: optax.GradientTransformation,
     layout: unroll_layout.UnrollLayout,
     devices: Sequence[jax.Device] | None = None,
@@ -181,16 +183,22 @@ class Learner:
 
   def template(self) -> LearnerState:
     """Shapes and dtypes of an unreplicated state."""
-    return jax.eval_shape(
+    shapes: LearnerState = jax.eval_shape(
       lambda: init_state(self.agent, self._optimizer, jax.random.key(0))
     )
+    return shapes
 
   def replicate(self, state: LearnerState) -> LearnerState:
     """Puts an unreplicated state on every device of this process."""
-    tile = lambda x: np.broadcast_to(np.asarray(x), (len(self._local), *x.shape))
-    return jax.device_put(jax.tree.map(tile, state), self._sharding)
+    replicated: LearnerState = jax.device_put(
+      jax.tree.map(
+        lambda x: np.broadcast_to(np.asarray(x), (len(self._local), *x.shape)), state
+      ),
+      self._sharding,
+    )
+    return replicated
 
-  def put(self, rows: np.ndarray) -> jax.Array:
+  def put(self, rows: npt.NDArray[np.uint8]) -> jax.Array:
     """Starts the transfer of this process's share of a batch to its devices.
 
     Args:
@@ -208,11 +216,12 @@ class Learner:
         f'batch of {rows.shape[0]} unrolls does not divide over {count} devices'
       )
     shards = rows.reshape(count, rows.shape[0] // count, rows.shape[1])
-    return jax.device_put(shards, self._sharding)
+    placed: jax.Array = jax.device_put(shards, self._sharding)
+    return placed
 
   def update(
     self, state: LearnerState, rows: jax.Array
-  ) -> tuple[LearnerState, types.Nest, dict[str, jax.Array]]:
+  ) -> tuple[LearnerState, types.Nest, losses.Metrics]:
     """One update; `state` is donated. Returns without waiting for the result,
     except where `must_wait`. All returned leaves have a leading axis of this
     process's devices."""
@@ -231,7 +240,8 @@ class Learner:
 
   def snapshot(self, state: LearnerState) -> LearnerState:
     """A copy on the devices that outlives the donation of `state`."""
-    return jax.tree.map(jnp.copy, state)
+    copy: LearnerState = jax.tree.map(jnp.copy, state)
+    return copy
 
 
 def _is_sum(metric: str) -> bool:
