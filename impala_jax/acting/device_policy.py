@@ -1,10 +1,12 @@
 """A network on one device, with the recurrent states of many environments.
 
-What an actor's own policy and an inference server have in common. States stay on the
-device; calls have one of a few fixed numbers of rows, and are padded to it.
+What an actor's own policy, an inference server and an evaluation have in common. States
+stay on the device; policy calls have one of a few fixed numbers of rows, each compiled
+once, and are padded to it.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,6 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
-from impala_jax.acting import policy_call
 from impala_jax.agents import agent as agent_lib
 
 
@@ -54,7 +55,7 @@ class DevicePolicy:
     self._sizes = sorted(sizes)
     self._device = device
     self._seed = seed
-    self._act = policy_call.make(agent.greedy_step if greedy else agent.step)
+    self._act = _policy_call(agent.greedy_step if greedy else agent.step)
     self._reset = jax.jit(self._initial, donate_argnums=0)
     with jax.default_device(device):
       self._state = jax.device_put(agent.initial_state(environments + 1), device)
@@ -97,11 +98,15 @@ class DevicePolicy:
     begin_ids = ids[begins]
     states = None
     if len(begin_ids):
-      states = policy_call.states_of(self._state, self._padded(begin_ids))
+      states = _states_of(
+        self._state, self._padded(begin_ids, self.size(len(begin_ids)))
+      )
     version, params = self._params
-    rows, (timestep, last_action) = policy_call.padded(
-      ids, (timestep, last_action), self.size(len(ids)), self._spare
-    )
+    size = self.size(len(ids))
+    if missing := size - len(ids):
+      repeat = lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)])
+      timestep, last_action = jax.tree.map(repeat, (timestep, last_action))
+    rows = self._padded(ids, size)
     self._key, self._state, out = self._act(
       params, self._key, self._state, rows, timestep, last_action
     )
@@ -115,38 +120,70 @@ class DevicePolicy:
   def reset(self, ids: np.ndarray) -> None:
     """Gives environments int32 [K] their initial states."""
     for start in range(0, len(ids), self.largest):
-      rows = policy_call.padded_ids(
-        ids[start : start + self.largest], self.largest, self._spare
-      )
+      rows = self._padded(ids[start : start + self.largest], self.largest)
       self._state = self._reset(self._state, rows)
 
   def compile(self, spec: types.EnvironmentSpec) -> None:
     """Calls everything in every size, so that nothing is compiled afterwards."""
-    zeros = lambda s: np.zeros((1, *s.shape), s.dtype)
     is_leaf = lambda x: isinstance(x, types.ArraySpec)
-    timestep = types.TimeStep(
-      np.zeros(1, np.uint8), np.zeros(1, np.float32), np.ones(1, np.float32),
-      jax.tree.map(zeros, spec.observation, is_leaf=is_leaf),
-    )  # fmt: skip
-    spare = np.full(1, self._spare, np.int32)
-    self.reset(spare)
+    self.reset(np.full(1, self._spare, np.int32))
     for size in self._sizes:
-      ids, (step, action) = policy_call.padded(
-        spare, (timestep, np.zeros(1, np.int32)), size, self._spare
-      )
-      self.finish(self.start(ids, step, action, np.ones(size, bool)))
+      zeros = lambda s, size=size: np.zeros((size, *s.shape), s.dtype)
+      timestep = types.TimeStep(
+        np.zeros(size, np.uint8), np.zeros(size, np.float32), np.ones(size, np.float32),
+        jax.tree.map(zeros, spec.observation, is_leaf=is_leaf),
+      )  # fmt: skip
+      ids = np.full(size, self._spare, np.int32)
+      begins = np.ones(size, bool)
+      self.finish(self.start(ids, timestep, np.zeros(size, np.int32), begins))
     # As if nothing had been drawn.
     self._key = self._first_key()
 
   def _first_key(self) -> jax.Array:
     return jax.device_put(jax.random.key(self._seed), self._device)
 
-  def _padded(self, ids: np.ndarray) -> np.ndarray:
-    return policy_call.padded_ids(ids, self.size(len(ids)), self._spare)
+  def _padded(self, ids: np.ndarray, size: int) -> np.ndarray:
+    """int32 [size]: `ids` and then the spare one, so that padding disturbs none."""
+    return np.concatenate([ids, np.full(size - len(ids), self._spare, np.int32)])
 
   def _initial(self, states: types.Nest, rows: jax.Array) -> types.Nest:
     fresh = self._agent.initial_state(len(rows))
     return jax.tree.map(lambda s, x: s.at[rows].set(x), states, fresh)
+
+
+@functools.lru_cache(maxsize=4)  # So that each evaluation of a run compiles nothing.
+def _policy_call(choose: Callable[..., agent_lib.AgentStep]) -> Any:
+  """One jitted policy call on the rows `ids` of all environments' states.
+
+  Args:
+    choose: `Agent.step` or `Agent.greedy_step`.
+
+  Returns:
+    (params, key, states, ids [B], timestep [B, ...], last_action [B]) ->
+    (key, states, (action, log_prob, logits)). The states given are used up.
+  """
+
+  def act(
+    params: types.Nest,
+    key: jax.Array,
+    states: types.Nest,
+    ids: jax.Array,
+    timestep: types.TimeStep,
+    last_action: jax.Array,
+  ) -> Any:
+    key, sample_key = jax.random.split(key)
+    state = jax.tree.map(lambda s: s[ids], states)
+    out = choose(params, sample_key, timestep, last_action, state)
+    states = jax.tree.map(lambda s, new: s.at[ids].set(new), states, out.state)
+    return key, states, (out.action, out.log_prob, out.logits)
+
+  return jax.jit(act, donate_argnums=2)
+
+
+@jax.jit
+def _states_of(states: types.Nest, ids: jax.Array) -> types.Nest:
+  """Rows `ids` [B] of all environments' states [N, ...], without the rest."""
+  return jax.tree.map(lambda s: s[ids], states)
 
 
 def device_for(platform: str, index: int, field: str) -> jax.Device | None:

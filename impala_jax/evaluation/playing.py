@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from impala_jax import components, types
-from impala_jax.acting import policy_call
+from impala_jax.acting import device_policy
 from impala_jax.agents import agent as agent_lib
 from impala_jax.environments import base
 
@@ -75,12 +75,11 @@ def play(
   """
   count = environment.num_envs
   left = np.array(np.broadcast_to(episodes, count))
-  # One row more than environments: padding is read from and written to it.
-  states = agent.initial_state(count + 1)
-  key = jax.random.key(seed)
-  last_action = np.zeros(count + 1, np.int32)
+  policy = device_policy.DevicePolicy(agent, count, [count], seed=seed, greedy=greedy)
+  policy.set_parameters(0, params)
+  last_action = np.zeros(count, np.int32)
+  nothing_begins = np.zeros(count, bool)
   ended: list[base.EpisodeEnd] = []
-  act = policy_call.make(agent.greedy_step if greedy else agent.step)
   environment.reset(seed)
   steps = 0
   deadline = time.monotonic() + patience
@@ -103,13 +102,15 @@ def play(
         left[episode.env_id] -= 1
         ended.append(episode)
         on_episode(episode)
-    ids, timestep = policy_call.padded(ready.env_ids, ready.timestep, count, count)
-    key, states, out = act(params, key, states, ids, timestep, last_action[ids])
-    chosen = np.asarray(out[0])[: len(ready.env_ids)]
-    last_action[ready.env_ids] = chosen
+    ids = ready.env_ids
+    running = policy.start(
+      ids, ready.timestep, last_action[ids], nothing_begins[: len(ids)]
+    )
+    (action, _, _), _ = policy.finish(running)
+    last_action[ids] = action
     steps += 1
     on_step()  # Some environments only have their picture until they get an action.
-    environment.send(ready.env_ids, chosen)
+    environment.send(ids, action)
   return ended
 
 
