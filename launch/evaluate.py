@@ -60,7 +60,7 @@ class _Mistake(Exception):
 
 class _Plan(NamedTuple):
   parts: components.Components
-  policy: evaluator.Policy
+  policy: evaluator.SavedPolicy
   tasks: list[int]
   output: pathlib.Path
 
@@ -98,7 +98,7 @@ def _check_flags() -> None:
     raise _Mistake('--videos needs imageio-ffmpeg: pip install imageio-ffmpeg')
 
 
-def _find_policy() -> evaluator.Policy:
+def _find_policy() -> evaluator.SavedPolicy:
   if _CHECKPOINT.value and not _CHECKPOINT.value.isdecimal():
     return evaluator.read_policy(pathlib.Path(_CHECKPOINT.value))
   run_dir = pathlib.Path(_RUN_DIR.value)
@@ -145,7 +145,7 @@ def _find_tasks(config: config_lib.Config) -> tuple[config_lib.Config, list[int]
   return dataclasses.replace(config, environment=settings), tasks
 
 
-def _make_output(policy: evaluator.Policy) -> pathlib.Path:
+def _make_output(policy: evaluator.SavedPolicy) -> pathlib.Path:
   if _OUTPUT.value:
     output = pathlib.Path(_OUTPUT.value)
     if (output / 'evaluation.json').exists():

@@ -19,7 +19,7 @@ from impala_jax.reporting import metrics, plots
 from impala_jax.runtime.run_directory import RunDirectory
 
 
-class Policy(NamedTuple):
+class SavedPolicy(NamedTuple):
   """Parameters out of a checkpoint."""
 
   params: types.Nest  # NumPy leaves.
@@ -27,17 +27,17 @@ class Policy(NamedTuple):
   path: pathlib.Path
 
 
-def read_policy(path: pathlib.Path) -> Policy:
+def read_policy(path: pathlib.Path) -> SavedPolicy:
   """The parameters in one file.
 
   Raises:
     checkpointing.CheckpointError: it is not a sound checkpoint; says why.
   """
   data = checkpointing.read(path)
-  return Policy(data['state']['params'], data['metadata'], path)
+  return SavedPolicy(data['state']['params'], data['metadata'], path)
 
 
-def newest_policy(directory: pathlib.Path) -> Policy | None:
+def newest_policy(directory: pathlib.Path) -> SavedPolicy | None:
   """That of the newest sound checkpoint; damaged ones are skipped with a warning."""
   for path in reversed(checkpointing.paths(directory)):
     try:
@@ -47,7 +47,7 @@ def newest_policy(directory: pathlib.Path) -> Policy | None:
   return None
 
 
-def check_policy(agent: agent_lib.Agent, policy: Policy) -> None:
+def check_policy(agent: agent_lib.Agent, policy: SavedPolicy) -> None:
   """Raises CheckpointError where the parameters are not those of `agent`'s network."""
   describe = lambda tree: {
     jax.tree_util.keystr(name): (tuple(x.shape), str(x.dtype))

@@ -84,7 +84,7 @@ def bootstrap(
 
 def make(
   config: config_lib.Config,
-  policy: evaluator.Policy,
+  policy: evaluator.SavedPolicy,
   results: Sequence[playing.LevelResult],
   **settings: Any,
 ) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from impala_jax.environments.dmlab import levels as dmlab30
 from impala_jax.evaluation import evaluator, playing
 from impala_jax.evaluation import report as evaluation_report
 
-_POLICY = evaluator.Policy({}, {'updates': 5, 'frames': 500}, pathlib.Path('x.msgpack'))
+_POLICY = evaluator.SavedPolicy(
+  {}, {'updates': 5, 'frames': 500}, pathlib.Path('x.msgpack')
+)
 
 
 def _config(suite, levels):

@@ -26,7 +26,7 @@ def _report(suite, returns_by_level, errors=()):
     )
     for i, (level, returns) in enumerate(returns_by_level.items())
   ]  # fmt: skip
-  policy = evaluator.Policy({}, {'updates': 5, 'frames': 500}, pathlib.Path('x'))
+  policy = evaluator.SavedPolicy({}, {'updates': 5, 'frames': 500}, pathlib.Path('x'))
   return evaluation_report.make(config, policy, results, episodes=3)
 
 
