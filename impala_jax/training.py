@@ -20,6 +20,7 @@ from impala_jax.distributed.roles import all_in_one
 from impala_jax.environments import specs
 from impala_jax.evaluation import playing
 from impala_jax.learning import learner
+from impala_jax.reporting import record as record_lib
 
 
 class TrainResult(NamedTuple):
@@ -27,7 +28,7 @@ class TrainResult(NamedTuple):
 
   agent: agent_lib.Agent
   params: types.Nest  # NumPy leaves.
-  records: list[dict[str, Any]]  # Metrics over time, as in `metrics.jsonl`.
+  records: list[dict[str, Any]]  # Over time, as in `metrics.jsonl`.
   config: config_lib.Config
   parts: components.Components
 
@@ -63,7 +64,7 @@ def train(
     total_frames: instead of the configured number.
     run_dir: keeps metrics, checkpoints and evaluations there, and goes on from a
       checkpoint found there. By default nothing is kept.
-    on_record: called with each metrics record.
+    on_record: called with each record, see `docs/metrics.md`.
     should_stop: asked at least twice a second; ends the training early.
 
   Raises:
@@ -85,10 +86,10 @@ def train(
   parts = components.build(config, components.Custom(environment, network, loss))
   records: list[dict[str, Any]] = []
 
-  def record(figures: dict[str, Any]) -> None:
-    records.append(figures)
+  def record(status: record_lib.Status) -> None:
+    records.append({**status.record.flat(), 'bottleneck': status.bottleneck})
     if on_record is not None:
-      on_record(figures)
+      on_record(records[-1])
 
   loop = all_in_one.run(
     parts, pathlib.Path(run_dir) if run_dir else None, should_stop, record

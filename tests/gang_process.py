@@ -16,8 +16,8 @@ def main(run_dir: pathlib.Path, devices: int, updates: int) -> None:
   import numpy as np
 
   from impala_jax import losses, optimizers
-  from impala_jax.distributed.gang import gang as learner_gang
   from impala_jax.distributed.gang import start as gang_start
+  from impala_jax.learning import agreement
   from impala_jax.learning import learner as learner_lib
   from impala_jax.runtime import role_environment
   from tests import synthetic
@@ -37,9 +37,9 @@ def main(run_dir: pathlib.Path, devices: int, updates: int) -> None:
   own = slice(gang.index * share, (gang.index + 1) * share)
   state = learner.init(0)
   for i in range(updates):
-    while (verdict := gang.decide(True, False)) is learner_gang.Verdict.WAIT:
+    while (verdict := gang.decide(True, False)) is agreement.Verdict.WAIT:
       pass
-    assert verdict is learner_gang.Verdict.GO
+    assert verdict is agreement.Verdict.GO
     rows = np.ascontiguousarray(synthetic.rows(i)[own])
     with gang.updating():
       state, params, _ = learner.update(state, learner.put(rows))

@@ -36,8 +36,8 @@ from experiments.benchmarks import (
   transport_benchmark,
 )
 from impala_jax import unroll_layout
-from impala_jax.distributed.control import board as control_lib
-from impala_jax.distributed.control import endpoints
+from impala_jax.distributed.control import board, endpoints
+from impala_jax.distributed.control import protocol as control_lib
 from impala_jax.runtime import role_environment, versions
 
 _CONNECT = 600.0  # Seconds for the first unroll of every client.
@@ -70,7 +70,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
   layout = transport_benchmark.layout()
   params = fleet_learner.parameters()
   parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
-  control = control_lib.Control()
+  control = board.Board()
   me = psutil.Process()
   here = role_environment.RoleEnvironment()
   with endpoints.serve(layout, args.batch, 2 * args.batch, control, here) as served:

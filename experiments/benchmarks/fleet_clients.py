@@ -21,8 +21,8 @@ import numpy as np
 
 from experiments.benchmarks import fleet_arithmetic, transport_benchmark
 from impala_jax.acting import patience
-from impala_jax.distributed.control import board as control
 from impala_jax.distributed.control import endpoints
+from impala_jax.distributed.control import reporter as reporter_lib
 from impala_jax.distributed.transport import protocol as transport
 
 _PATIENCE = 120.0  # Seconds without the learner.
@@ -83,7 +83,7 @@ class Fleet:
           own_address(self._address['transport'], index), self._layout
         )
       )
-      reporter = control.Reporter(
+      reporter = reporter_lib.Reporter(
         client, 'actor', index, 1, fleet_arithmetic.REPORT_INTERVAL
       )
       try:
@@ -109,9 +109,9 @@ class Fleet:
       except patience.Stopped:
         pass
       with contextlib.suppress(transport.TransportError):
-        reporter.maybe_report({'unrolls': sent, 'left': 1}, force=True)
+        reporter.maybe_report({'unrolls': sent}, left=True)
 
-  def _wait(self, due: float, reporter: control.Reporter, sent: int) -> None:
+  def _wait(self, due: float, reporter: reporter_lib.Reporter, sent: int) -> None:
     """Until the next unroll is due, reporting; one report at least."""
     while True:
       with contextlib.suppress(transport.TransportError):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import threading
 import time
 
@@ -11,9 +12,10 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax import types
 from impala_jax.agents import agent as agent_lib
-from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.control import protocol as control_lib
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.distributed.transport import reverb as reverb_transport
+from impala_jax.learning import learner as learner_lib
 
 
 class Learner:
@@ -28,7 +30,6 @@ class Learner:
   ):
     self._reader = reader
     self._control = control
-    self._params = params
     self._pause = args.update_ms / 1e3
     self.publishes = True
     self.updates = self.version = 0
@@ -36,7 +37,8 @@ class Learner:
     self.lag: list[np.ndarray] = []
     self.failure: Exception | None = None
     self._stop = threading.Event()
-    control.publish(0, params)
+    self._copy = functools.partial(learner_lib.to_host, params)
+    control.publish(0, self._copy)
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
@@ -61,7 +63,7 @@ class Learner:
     self.updates += 1
     if self.publishes:
       self.version += 1
-      self._control.publish(self.version, self._params)
+      self._control.publish(self.version, self._copy)
 
 
 def parameters() -> types.Nest:

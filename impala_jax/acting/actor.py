@@ -17,10 +17,9 @@ import numpy as np
 from impala_jax import types, unroll_layout
 from impala_jax.acting import patience as patience_lib
 from impala_jax.acting import policy as policy_lib
+from impala_jax.acting import stages
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import base
-
-STAGES = ('environment', 'inference', 'pack', 'learner', 'parameters', 'other')
 
 
 class Actor:
@@ -89,7 +88,7 @@ class Actor:
     # Wall seconds of `run` by stage; `learner` is time that the queue or a missing
     # learner held the actor back, `inference` is spent on the policy or on waiting for
     # the server that runs it. They add up: `other` is what no stage claims.
-    self.seconds = dict.fromkeys(STAGES, 0.0)
+    self.seconds = dict.fromkeys(stages.STAGES, 0.0)
 
   @property
   def version(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from impala_jax import types
 from impala_jax.acting import device_policy
 from impala_jax.agents import agent as agent_lib
+from impala_jax.distributed.control import protocol
 from impala_jax.distributed.transport import protocol as transport
 
 
@@ -73,19 +74,6 @@ class Policy(Protocol):
     """Frees what is held elsewhere. Idempotent, bounded in time."""
 
 
-class ParameterSource(Protocol):
-  """Where a policy gets parameters from."""
-
-  def fetch(self, have_version: int) -> tuple[int, types.Nest] | None:
-    """The newest (version, parameters), or None where `have_version` is newest.
-
-    A learner that came back from a checkpoint gives a lower version than before.
-
-    Raises:
-      transport.TransportError: out of reach (after a bounded wait).
-    """
-
-
 class Local:
   """A policy of the actor's own, see `Policy`.
 
@@ -106,7 +94,7 @@ class Local:
   def __init__(
     self,
     agent: agent_lib.Agent,
-    parameters: ParameterSource,
+    parameters: protocol.ParameterSource,
     num_envs: int,
     *,
     unroll_length: int,

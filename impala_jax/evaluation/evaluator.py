@@ -12,10 +12,11 @@ import numpy as np
 
 from impala_jax import components, types
 from impala_jax.agents import agent as agent_lib
+from impala_jax.distributed.control import protocol, wire
 from impala_jax.environments import base
 from impala_jax.evaluation import films, playing
 from impala_jax.learning import checkpointing
-from impala_jax.reporting import metrics, plots
+from impala_jax.reporting import episodes, plots
 from impala_jax.runtime.run_directory import RunDirectory
 
 
@@ -81,11 +82,10 @@ class Session:
 
   def evaluate(
     self, version: int, params: types.Nest, should_stop: Callable[[], bool]
-  ) -> dict[str, Any] | None:
-    """Plays all levels; an `evaluation` event.
+  ) -> protocol.Evaluation | None:
+    """Plays all levels.
 
-    Levels that could not be played are in its `failed`, with the reason, and missing
-    in its means. None if stopped before the end, or if no level could be played.
+    None if stopped before the end, or if no level could be played.
     """
     config, levels = self._config.evaluator, self._config.environment.levels
     results = playing.play_levels(
@@ -99,19 +99,18 @@ class Session:
       return None
     returns = {levels[r.task_id]: r.returns for r in played}
     means = {level: float(np.mean(r)) for level, r in returns.items()}
-    event = {
-      'kind': 'evaluation',
-      'time': time.time(),
-      'version': int(version),
-      'frames': int(version) * self._config.frames_per_update,
-      'mean': float(np.mean(list(means.values()))),
-      'means': means,
-      'scores': metrics.suite_scores(self._config, means),
-      'returns': returns,
-      'failed': failed,
-    }
+    event = protocol.Evaluation(
+      time=time.time(),
+      version=int(version),
+      frames=int(version) * self._config.frames_per_update,
+      mean=float(np.mean(list(means.values()))),
+      means=means,
+      scores=episodes.suite_scores(self._config, means),
+      returns=returns,
+      failed=failed,
+    )
     with open(RunDirectory(self._run_dir).evaluations, 'a') as f:
-      f.write(json.dumps(event) + '\n')
+      f.write(json.dumps(wire.plain(event)) + '\n')
     return event
 
   def finish(self, should_stop: Callable[[], bool]) -> None:

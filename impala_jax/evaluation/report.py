@@ -14,7 +14,7 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax.environments import registry
 from impala_jax.evaluation import evaluator, playing
-from impala_jax.reporting import metrics
+from impala_jax.reporting import episodes
 from impala_jax.runtime import versions
 
 _FORMAT = 1
@@ -54,16 +54,16 @@ def statistics(returns: Sequence[float]) -> dict[str, Any]:
 
 def bootstrap(
   returns: Mapping[str, Sequence[float]],
-  figures: Callable[[Mapping[str, float]], dict[str, float]],
+  scores: Callable[[Mapping[str, float]], dict[str, float]],
   seed: int = 0,
 ) -> dict[str, list[float]]:
-  """Confidence intervals of figures that are made of the mean returns of levels.
+  """Confidence intervals of scores that are made of the mean returns of levels.
 
   Each draw takes as many episodes of each level as there are, with replacement.
 
   Args:
     returns: by level. Empty results where a level has fewer than two.
-    figures: of the mean returns by level; has the same names in all draws.
+    scores: of the mean returns by level; has the same names in all draws.
     seed: of the draws.
   """
   if not returns or min(map(len, returns.values())) < 2:
@@ -74,7 +74,7 @@ def bootstrap(
     for level, r in returns.items()
   }
   draws = [
-    figures({level: float(m[i]) for level, m in means.items()}) for i in range(_DRAWS)
+    scores({level: float(m[i]) for level, m in means.items()}) for i in range(_DRAWS)
   ]
   return {
     name: np.quantile([d[name] for d in draws], [_TAIL, 1 - _TAIL]).tolist()
@@ -101,9 +101,9 @@ def make(
   """
   levels = config.environment.levels
   returns = {levels[r.task_id]: r.returns for r in results if r.complete}
-  figures = lambda means: metrics.suite_scores(config, means)
+  scores = lambda means: episodes.suite_scores(config, means)
   means = {level: float(np.mean(r)) for level, r in returns.items()}
-  intervals = bootstrap(returns, figures)
+  intervals = bootstrap(returns, scores)
   return {
     'format': _FORMAT,
     'complete': all(r.complete for r in results),
@@ -116,7 +116,7 @@ def make(
     **settings,
     'scores': {
       name: {'value': value, 'ci95': intervals.get(name)}
-      for name, value in figures(means).items()
+      for name, value in scores(means).items()
     },
     'levels': dict(_level(config, result) for result in results),
     'confidence': _METHODS,

@@ -2,14 +2,7 @@
 
 from collections.abc import Mapping
 
-_ADVICE = {
-  'environment': 'stepping environments',
-  'inference': 'running the policy',
-  'pack': 'writing unrolls',
-  'parameters': 'fetching parameters',
-  'learner': 'waiting for a place in the queue',
-  'other': 'in no stage that is measured',
-}
+from impala_jax.acting import stages
 
 
 def describe(
@@ -23,8 +16,7 @@ def describe(
   Args:
     learner: shares of the learner's wall time by stage (`wait`: for a batch,
       `update`: for the device, and others).
-    actor: shares of the actors' time by stage of `actor.Actor.seconds`; empty
-      before the first report.
+    actor: shares of the actors' time by stage; empty before the first report.
     queue_fill: fraction of the queue in use.
     remote: whether inference servers run the actors' policy.
   """
@@ -35,7 +27,7 @@ def describe(
     return 'starting: no actor has reported yet'
   own = {k: v for k, v in actor.items() if k != 'learner'}
   main = max(own, key=lambda k: own[k])
-  words = _ADVICE.get(main, main)
+  words = stages.STAGES[main]
   if remote and main == 'inference':
     words = 'waiting for the inference servers'
   doing = f'{words} ({own[main]:.0%} of their time)'

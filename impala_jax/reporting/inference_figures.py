@@ -1,7 +1,8 @@
 """What inference servers do, from the counts that they report."""
 
 from collections.abc import Mapping
-from typing import Any
+
+from impala_jax.distributed.control import protocol
 
 _COUNTS = ('requests', 'rows', 'batches', 'padding', 'waited', 'refused')
 
@@ -14,38 +15,30 @@ class InferenceFigures:
     self._newest: dict[str, float] = {}
     self._seconds = 0.0
 
-  def update(self, control: Any, seconds: float) -> dict[str, float]:
-    """Figures of all servers together.
+  def update(self, control: protocol.Control, seconds: float) -> dict[str, float]:
+    """Figures of all servers together, see `record.INFERENCE`.
 
     Args:
-      control: the `control.Control` that they report to.
+      control: what they report to.
       seconds: since the last call.
-
-    Returns:
-      `inference/` with requests_per_second, rows_per_second (environments),
-      batch_mean (rows of a policy call, padding excluded), padding (its share of all
-      rows), wait_ms (of a request, before its call), clients, environments and refused
-      (requests so far).
     """
     self._seconds += seconds
-    servers = [p.totals for p in control.peers() if p.role == 'inference']
+    servers = [p for p, _ in control.peers() if p.role == 'inference']
     if not servers:
       return {}
     total = {name: control.total('inference', name) for name in _COUNTS}
     now = {name: total[name] - self._before[name] for name in _COUNTS}
-    sum_of = lambda name: sum(s.get(name, 0.0) for s in servers if not s.get('left'))
+    present = [p.gauges for p in servers if not p.left]
+    sum_of = lambda name: sum(g.get(name, 0.0) for g in present)
     if now['batches'] > 0:  # Else none has reported since; the last word stands.
       self._before = total
       self._newest = _rates(now, self._seconds)
       self._seconds = 0.0
     return {
-      f'inference/{name}': value
-      for name, value in {
-        **self._newest,
-        'clients': sum_of('clients'),
-        'environments': sum_of('environments'),
-        'refused': total['refused'],
-      }.items()
+      **self._newest,
+      'clients': sum_of('clients'),
+      'environments': sum_of('environments'),
+      'refused': total['refused'],
     }
 
 

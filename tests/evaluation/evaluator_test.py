@@ -84,25 +84,25 @@ def test_a_session_plays_all_levels(tmp_path, scored):
   parts = _build(scored, ('3', '5'), episodes=3, processes=1)
   event = evaluator.Session(parts, tmp_path).evaluate(7, _params(parts), lambda: False)
   # Reward s at step s of episode 0; 1000 e + s of episode e, of the same environment.
-  returns = {k: sorted(v) for k, v in event['returns'].items()}
+  returns = {k: sorted(v) for k, v in event.returns.items()}
   assert returns == {'3': [6.0, 3006.0, 6006.0], '5': [15.0, 5015.0, 10015.0]}
-  assert event['means'] == {'3': 3006.0, '5': 5015.0}
-  assert event['mean'] == 4010.5
-  assert event['scores'] == {'sum': 8021.0}
-  assert event['failed'] == {}
-  assert event['version'] == 7
-  assert event['frames'] == 7 * parts.config.frames_per_update
+  assert event.means == {'3': 3006.0, '5': 5015.0}
+  assert event.mean == 4010.5
+  assert event.scores == {'sum': 8021.0}
+  assert event.failed == {}
+  assert event.version == 7
+  assert event.frames == 7 * parts.config.frames_per_update
   (line,) = (tmp_path / 'evaluations.jsonl').read_text().splitlines()
-  assert json.loads(line) == event
+  assert json.loads(line) == {'kind': 'evaluation', **vars(event)}
 
 
 def test_a_session_goes_on_without_a_level_that_fails(tmp_path, scored):
   # The first level gives the spec.
   parts = _build(scored, ('3', 'bad'), episodes=1)
   event = evaluator.Session(parts, tmp_path).evaluate(1, _params(parts), lambda: False)
-  assert event['means'] == {'3': 6.0}
-  assert event['failed'] == {'bad': 'EngineError: bad: it exited with code 1'}
-  assert event['scores'] == {}
+  assert event.means == {'3': 6.0}
+  assert event.failed == {'bad': 'EngineError: bad: it exited with code 1'}
+  assert event.scores == {}
 
 
 def test_a_session_that_is_stopped_says_nothing(tmp_path, scored):

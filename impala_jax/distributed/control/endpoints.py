@@ -12,8 +12,8 @@ import pathlib
 from collections.abc import Iterator
 
 from impala_jax import unroll_layout
-from impala_jax.distributed.control import board as control
 from impala_jax.distributed.control import grpc as control_grpc
+from impala_jax.distributed.control import protocol as control
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import tunnel as tls_tunnel
 from impala_jax.distributed.transport import reverb as reverb_transport

@@ -1,20 +1,21 @@
-"""`Control` over gRPC, for processes other than the learner's.
+"""The control over gRPC, for processes other than the learner's.
 
 Two unary methods with msgpack bodies, each call with a deadline. The parameters of
-one version are serialised once, whoever asks for them. With the keys of the run both
+one version are serialised once, whoever asks for them. What arrives is judged at the
+door (`wire`): what makes no sense is refused and counted. With the keys of the run both
 sides show certificates; without, the address must be private to the run.
 """
 
 import concurrent.futures
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import msgpack
 from flax import serialization
 
 from impala_jax import types
-from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.control import protocol, wire
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 
@@ -30,7 +31,7 @@ _OPTIONS = [
 
 
 class Server:
-  """Serves a `Control`.
+  """Serves the control of a learner.
 
   Args:
     control: what to serve.
@@ -44,7 +45,7 @@ class Server:
 
   def __init__(
     self,
-    control: control_lib.Control,
+    control: protocol.Control,
     host: str = '127.0.0.1',
     port: int = 0,
     keys: run_keys.Keys | None = None,
@@ -79,7 +80,10 @@ class Server:
     self._server.stop(grace=1.0).wait(timeout=5.0)
 
   def _fetch(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-    newer = self._control.fetch(**msgpack.unpackb(request))
+    try:
+      newer = self._control.fetch(*wire.unpack_fetch(request))
+    except wire.Refused as e:
+      self._refuse(context, e)
     if newer is None:
       return msgpack.packb(None)
     version, params = newer
@@ -92,11 +96,22 @@ class Server:
       return self._serialised[1]
 
   def _report(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-    return msgpack.packb(self._control.report(**msgpack.unpackb(request)))
+    try:
+      report, refused = wire.unpack(request, self._control.levels)
+    except wire.Refused as e:
+      self._refuse(context, e)
+    for why in refused:
+      self._control.refuse(f'{report.role} {report.index} at {context.peer()}: {why}')
+    return msgpack.packb(self._control.report(report))
+
+  def _refuse(self, context: grpc.ServicerContext, why: wire.Refused) -> NoReturn:
+    self._control.refuse(f'{context.peer()}: {why}')
+    context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(why))
+    raise AssertionError  # `abort` does not return.
 
 
 class Client:
-  """`Control.fetch` and `Control.report` of another process, with deadlines.
+  """See `protocol.Client`: the control of another process, with deadlines.
 
   Args:
     address: host:port of a `Server`.
@@ -129,47 +144,24 @@ class Client:
     self._report = self._channel.unary_unary(f'/{_SERVICE}/Report')
 
   def fetch(self, have_version: int) -> tuple[int, types.Nest] | None:
-    """See `Control.fetch`.
-
-    Raises:
-      transport.TransportError: no answer within the time-out.
-    """
-    request = {'have_version': int(have_version), 'of': self.learner}
+    request = wire.pack_fetch(have_version, self.learner)
     message = serialization.msgpack_restore(self._call(self._fetch, request))
     if message is None:
       return None
     self.learner = message['learner']
     return message['version'], message['params']
 
-  def report(
-    self,
-    role: str,
-    index: int,
-    incarnation: int,
-    totals: dict[str, float],
-    events: list[dict[str, Any]],
-  ) -> bool:
-    """See `Control.report`.
-
-    Raises:
-      transport.TransportError: no answer within the time-out.
-    """
-    reply = self._call(
-        self._report,
-        {
-            'role': role, 'index': index, 'incarnation': incarnation,
-            'totals': totals, 'events': events,
-        },
-    )  # fmt: skip
-    return bool(msgpack.unpackb(reply))
+  def report(self, report: protocol.Report) -> bool:
+    return bool(msgpack.unpackb(self._call(self._report, wire.pack(report))))
 
   def close(self) -> None:
     self._channel.close()
 
-  def _call(self, method: Any, request: dict[str, Any]) -> bytes:
+  def _call(self, method: Any, request: bytes) -> bytes:
     try:
-      return method(msgpack.packb(request), timeout=self._timeout)
+      return method(request, timeout=self._timeout)
     except grpc.RpcError as e:
-      raise transport.TransportError(
-        f'learner at {self._address}: {e.code().name.lower()}'
-      ) from None
+      words = e.code().name.lower()
+      if e.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        words = f'refused: {e.details()}'
+      raise transport.TransportError(f'learner at {self._address}: {words}') from None

@@ -15,13 +15,14 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from impala_jax import types
 from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.control import locator as locator_lib
+from impala_jax.distributed.control import protocol
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import tunnel as tls_tunnel
 from impala_jax.distributed.transport import protocol as transport
@@ -115,7 +116,7 @@ class LearnerLink:
     self._call(self._writer, lambda writer: writer.write(row, timeout))
 
   def fetch(self, have_version: int) -> tuple[int, types.Nest] | None:
-    """See `policy.ParameterSource`; after a restart the version may be lower.
+    """See `protocol.ParameterSource`; after a restart the version may be lower.
 
     Args:
       have_version: the version that the last fetch gave, or a newer one up to which
@@ -133,25 +134,15 @@ class LearnerLink:
 
     return self._call(self._control, ask)
 
-  def report(
-    self,
-    role: str,
-    index: int,
-    incarnation: int,
-    totals: dict[str, float],
-    events: list[dict[str, Any]],
-  ) -> bool:
-    """See `control.Control.report`; False, too, where a learner that is away was the
+  def report(self, report: protocol.Report) -> bool:
+    """See `protocol.Client`; False, too, where a learner that is away was the
     last of the run.
 
     Raises:
       transport.TransportError: it is away, or leaving, and the run goes on.
     """
     try:
-      goes_on = self._call(
-        self._control,
-        lambda client: client.report(role, index, incarnation, totals, events),
-      )
+      goes_on = self._call(self._control, lambda client: client.report(report))
     except transport.Closed:
       raise
     except transport.TransportError:

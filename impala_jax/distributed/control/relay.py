@@ -1,4 +1,4 @@
-"""Reports of one learner's actors handed on to learner 0, which writes all metrics.
+"""Reports of one learner's actors handed on to learner 0, which writes all records.
 
 Under the names by which the actors reported: learner 0 sees them as if they had come to
 it. The learner's own counts go along as those of role `learner`.
@@ -8,21 +8,22 @@ import collections
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-from impala_jax.distributed.control import board as control
+from impala_jax.distributed.control import board, protocol
 from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.transport import protocol as transport
 
 _INTERVAL = 2.0  # Seconds.
 _MOST_EVENTS = 10_000  # Kept while learner 0 is out of reach.
+_GAUGES = ('queued', 'capacity')  # Of `ReaderStats`; the others are totals.
 
 
-class RelayedControl(control.Control):
+class Relay(board.Board):
   """The control of a learner other than 0.
 
   Args:
+    levels: of the run.
     index: of this learner.
     incarnation: of its process.
 
@@ -30,15 +31,15 @@ class RelayedControl(control.Control):
     lost_events: how many could not be kept for learner 0.
   """
 
-  def __init__(self, index: int, incarnation: int):
-    super().__init__()
+  def __init__(self, levels: Sequence[str], index: int, incarnation: int):
+    super().__init__(levels)
     self._key = (index, incarnation)
     self._relay_lock = threading.Lock()
-    self._reports: dict[tuple[str, int, int], dict[str, float]] = {}
-    self._kept: collections.deque[dict[str, Any]] = collections.deque()
+    self._reports: dict[tuple[protocol.Role, int, int], protocol.Report] = {}
+    self._kept: collections.deque[protocol.Event] = collections.deque()
     self._client: control_grpc.Client | None = None
     self._stats: Callable[[], transport.ReaderStats] = transport.ReaderStats
-    self._figures: dict[str, float] = {}
+    self._gauges: Mapping[str, float] = {}
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._run, name='relay', daemon=True)
     self.lost_events = 0
@@ -55,26 +56,19 @@ class RelayedControl(control.Control):
     self._client, self._stats = client, stats
     self._thread.start()
 
-  def keep(self, record: dict[str, Any]) -> None:
-    """Takes from a metrics record of this learner what learner 0 cannot know."""
-    self._figures = {k: float(record[k]) for k in ('policy_lag_mean', 'policy_lag_max')}
+  def keep(self, gauges: Mapping[str, float]) -> None:
+    """Takes from a record of this learner what learner 0 cannot know."""
+    self._gauges = gauges
 
-  def report(
-    self,
-    role: str,
-    index: int,
-    incarnation: int,
-    totals: dict[str, float],
-    events: list[dict[str, Any]],
-  ) -> bool:
-    """See `Control`."""
+  def report(self, report: protocol.Report) -> bool:
     with self._relay_lock:
-      self._reports[role, index, incarnation] = dict(totals)
-      self._kept.extend(events)
+      key = report.role, report.index, report.incarnation
+      self._reports[key] = dataclasses.replace(report, events=())
+      self._kept.extend(report.events)
       while len(self._kept) > _MOST_EVENTS:
         self._kept.popleft()
         self.lost_events += 1
-    return super().report(role, index, incarnation, totals, events)
+    return super().report(report)
 
   def end_relay(self) -> None:
     """Hands on what is left. Bounded in time; idempotent."""
@@ -94,18 +88,19 @@ class RelayedControl(control.Control):
     assert self._client is not None
     with self._relay_lock:
       reports, self._reports = self._reports, {}
-      events = list(self._kept)
+      events = tuple(self._kept)
       self._kept.clear()
-    totals = {
-      **dataclasses.asdict(self._stats()),
-      **self._figures,
-      'parameter_fetches': float(self.fetches),
-    }
+    totals = dataclasses.asdict(self._stats())
+    gauges = {name: totals.pop(name) for name in _GAUGES}
+    totals |= {'parameter_fetches': self.fetches, 'reports_refused': self.refused}
+    own = protocol.Report(
+      'learner', *self._key, totals, {**gauges, **self._gauges}, events
+    )
     try:
-      self._client.report('learner', *self._key, totals, events)
-      events = []
+      self._client.report(own)
+      events = ()
       for key in list(reports):
-        self._client.report(*key, reports[key], [])
+        self._client.report(reports[key])
         del reports[key]
     except transport.TransportError as e:
       logging.warning('learner 0 was not told: %s', e)

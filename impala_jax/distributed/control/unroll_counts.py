@@ -7,7 +7,7 @@ the counts of each actor process by each learner process balance.
 import dataclasses
 import pathlib
 
-from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.control import protocol
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
@@ -16,7 +16,7 @@ from impala_jax.runtime.run_directory import RunDirectory
 def write(
   run_dir: pathlib.Path,
   learner: int,
-  control: control_lib.Control,
+  control: protocol.Control,
   reader: transport.Reader,
 ) -> None:
   """Writes `unrolls-<learner>.json`, whole.
@@ -28,9 +28,9 @@ def write(
     reader: knows what came of it.
   """
   sent = {
-    (p.index, p.incarnation): int(p.totals.get('unrolls', 0))
-    for p in control.peers()
-    if p.role == 'actor'
+    (r.index, r.incarnation): int(r.totals.get('unrolls', 0))
+    for r, _ in control.peers()
+    if r.role == 'actor'
   }
   writers = [
     {**dataclasses.asdict(w), 'sent': sent.get((w.actor, w.incarnation), 0)}

@@ -12,7 +12,6 @@ others, each with the cause; whoever started them starts all of them again.
 """
 
 import contextlib
-import enum
 import logging
 import select
 import threading
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from impala_jax.distributed.gang.lines import GangError, Line
+from impala_jax.learning import agreement
+from impala_jax.learning.agreement import Verdict
 
 _SLICE = 0.5  # Seconds that `decide` waits.
 _PING = 10.0  # Seconds between signs of life.
@@ -30,67 +31,7 @@ _TOGETHER = 300.0  # Seconds that one waits for the others outside of updates.
 _LEAVE = 10.0
 
 
-class Verdict(enum.Enum):
-  """What all learners do next."""
-
-  GO = 'go'  # Update, each with its share of the batch.
-  WAIT = 'wait'  # Somebody has no batch yet.
-  STOP = 'stop'
-
-
-class Alone:
-  """One learner: nobody to wait for.
-
-  Attributes:
-    index: of this learner.
-    count: learners of the run.
-  """
-
-  index = 0
-  count = 1
-
-  @property
-  def stopped_by(self) -> int | None:
-    """The other learner that wanted to stop, if one did and this one follows it."""
-    return None
-
-  def decide(self, ready: bool, stop: bool) -> Verdict:
-    """What to do now, as all learners agree; takes at most about half a second.
-
-    Args:
-      ready: whether this learner has its share of the next batch. Once it has, it
-        must say so until the verdict is GO or STOP.
-      stop: whether this learner wants to stop.
-
-    Raises:
-      GangError: another learner is gone or says nothing.
-    """
-    if stop:
-      return Verdict.STOP
-    return Verdict.GO if ready else Verdict.WAIT
-
-  @contextlib.contextmanager
-  def updating(self) -> Iterator[None]:
-    """Around waits for the device, which waits for the others. Bounded in time."""
-    yield
-
-  @contextlib.contextmanager
-  def together(self) -> Iterator[None]:
-    """What one learner cannot fail at without the others."""
-    yield
-
-  def gather(self) -> None:
-    """Learner 0 waits here until all others have got here, too."""
-
-  def spread(self, value: Any = None) -> Any:
-    """Gives to all what learner 0 says: anything that JSON can hold."""
-    return value
-
-  def finish(self) -> None:
-    """The last step: nobody leaves before everybody has come so far."""
-
-
-class Gang(Alone):
+class Gang(agreement.Agreement):
   """One learner of several. Used by one thread.
 
   Args:
@@ -121,7 +62,7 @@ class Gang(Alone):
     self._watcher.start()
 
   def decide(self, ready: bool, stop: bool) -> Verdict:
-    """See `Alone`."""
+    """See `Agreement`."""
     verdict = self._decide_first(ready, stop) if self.index == 0 else (
       self._decide_other(ready, stop)
     )  # fmt: skip
@@ -130,7 +71,7 @@ class Gang(Alone):
 
   @contextlib.contextmanager
   def updating(self) -> Iterator[None]:
-    """See `Alone`."""
+    """See `Agreement`."""
     self._deadline = time.monotonic() + self._patience
     try:
       yield
@@ -141,7 +82,7 @@ class Gang(Alone):
 
   @contextlib.contextmanager
   def together(self) -> Iterator[None]:
-    """See `Alone`; an error inside ends the process at once.
+    """See `Agreement`; an error inside ends the process at once.
 
     The others notice at once, too. An orderly way out would keep them waiting, and
     leave the cause to be overtaken by JAX, which ends a process whose peer has gone.
@@ -157,11 +98,11 @@ class Gang(Alone):
 
   @property
   def stopped_by(self) -> int | None:
-    """See `Alone`."""
+    """See `Agreement`."""
     return None if self._stopper == self.index else self._stopper
 
   def gather(self) -> None:
-    """See `Alone`."""
+    """See `Agreement`."""
     if self.index:
       self._lines[0].send('here')
     else:
@@ -169,14 +110,14 @@ class Gang(Alone):
         self._await(line, 'here')
 
   def spread(self, value: Any = None) -> Any:
-    """See `Alone`."""
+    """See `Agreement`."""
     if self.index:
       return self._await(self._lines[0], 'say')
     self._tell_all('say', value)
     return value
 
   def finish(self) -> None:
-    """See `Alone`. The process must end soon after this."""
+    """See `Agreement`. The process must end soon after this."""
     self.gather()
     if self.index:
       self.spread()

@@ -11,6 +11,7 @@ from impala_jax.distributed.control import endpoints
 from impala_jax.distributed.gang import gang as learner_gang
 from impala_jax.distributed.gang import lines as gang_lines
 from impala_jax.distributed.security import ports
+from impala_jax.learning import agreement
 from impala_jax.runtime import role_environment
 
 _HEARTBEAT = 60  # Seconds, of jax.distributed itself.
@@ -20,7 +21,7 @@ _CONNECT = 120  # Seconds, likewise: all are there by then.
 def join(
   here: role_environment.RoleEnvironment,
   should_stop: Callable[[], bool],
-) -> learner_gang.Alone | None:
+) -> agreement.Agreement | None:
   """Meets the other learners of the run; before anything else uses JAX's devices.
 
   Args:
@@ -39,7 +40,7 @@ def join(
   if index >= count:
     raise ValueError(f"IMPALA_INDEX is '{index}': must lie in [0, {count})")
   if count == 1:
-    return learner_gang.Alone()
+    return agreement.Agreement()
   if index == 0:
     found = gang_lines.receive_from_others(here.run_dir, host, count, should_stop)
     if found is None:

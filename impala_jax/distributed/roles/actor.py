@@ -3,13 +3,13 @@
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from impala_jax import components
 from impala_jax.acting import actor as actor_lib
 from impala_jax.acting import patience as patience_lib
 from impala_jax.acting import policy as policy_lib
-from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.control import protocol as control_lib
+from impala_jax.distributed.control import reporter as reporter_lib
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import registry
@@ -56,7 +56,7 @@ def drive(
   parts: components.Components,
   writer: transport.Writer,
   policy: policy_lib.Policy,
-  control: Any,
+  control: control_lib.Client,
   index: int,
   incarnation: int,
   should_stop: Callable[[], bool],
@@ -68,7 +68,7 @@ def drive(
   server that is its `policy`.
   """
   config = parts.config
-  reporter = control_lib.Reporter(control, 'actor', index, incarnation)
+  reporter = reporter_lib.Reporter(control, 'actor', index, incarnation)
   told_to_stop = False
 
   def totals() -> dict[str, float]:
@@ -76,28 +76,26 @@ def drive(
       'agent_steps': actor.agent_steps,
       'unrolls': actor.unrolls_sent,
       'unrolls_dropped': actor.unrolls_dropped,
-      'version': actor.version,
       **{f'seconds/{k}': v for k, v in actor.seconds.items()},
     }
+
+  def report(left: bool = False) -> bool:
+    return reporter.maybe_report(totals(), {'version': actor.version}, left)
 
   def stop() -> bool:
     nonlocal told_to_stop
     while actor.episodes:
       episode = actor.episodes.popleft()
-      reporter.add({
-          'kind': 'episode', 'task_id': episode.task_id,
-          'return': episode.episode_return, 'length': episode.length,
-      })  # fmt: skip
+      reporter.add(
+        control_lib.Episode(episode.task_id, episode.episode_return, episode.length)
+      )
     while actor.failures:
       failure = actor.failures.popleft()
       logging.warning('environment %d: %s', failure.env_id, failure.cause)
-      reporter.add({
-          'kind': 'environment_failure', 'actor': index, 'env_id': failure.env_id,
-          'task_id': failure.task_id, 'cause': failure.cause,
-      })  # fmt: skip
+      reporter.add(control_lib.EnvironmentFailure(index, *failure))
     # A report that fails is made again; how long for is the actor's business.
     with contextlib.suppress(transport.TransportError):
-      told_to_stop = told_to_stop or not reporter.maybe_report(totals())
+      told_to_stop = told_to_stop or not report()
     return told_to_stop or should_stop()
 
   environment = parts.make_environments(index)
@@ -114,4 +112,4 @@ def drive(
   finally:
     environment.close()
     with contextlib.suppress(transport.TransportError):
-      reporter.maybe_report({**totals(), 'left': 1}, force=True)
+      report(left=True)

@@ -9,17 +9,17 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from impala_jax import components
-from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.control import board
 from impala_jax.distributed.roles import actor as actor_role
 from impala_jax.distributed.roles import evaluator as evaluator_role
 from impala_jax.distributed.roles import policies
 from impala_jax.distributed.transport import local as local_transport
 from impala_jax.learning import checkpointing
 from impala_jax.learning import loop as learner_loop
-from impala_jax.reporting import metrics
+from impala_jax.learning import recorder as recorder_lib
+from impala_jax.reporting import record, sinks
 from impala_jax.runtime.run_directory import RunDirectory
 
 _JOIN_TIMEOUT = 30.0
@@ -33,7 +33,7 @@ def run(
   parts: components.Components,
   run_dir: pathlib.Path | None,
   should_stop: Callable[[], bool] = lambda: False,
-  on_record: Callable[[dict[str, Any]], None] = lambda record: None,
+  on_record: Callable[[record.Status], None] = lambda status: None,
 ) -> learner_loop.LearnerLoop:
   """Trains to the configured frames; returns the loop with the final state.
 
@@ -42,14 +42,14 @@ def run(
     run_dir: where metrics and checkpoints go; None keeps nothing. An existing
       checkpoint there is gone on from.
     should_stop: ends the run early.
-    on_record: called with each metrics record.
+    on_record: called with each record.
 
   Raises:
     ActorFailed: an actor raised.
   """
   config = parts.config
   learner = parts.make_learner()
-  control = control_lib.Control()
+  control = board.Board(config.environment.levels)
   queue = local_transport.LocalTransport(
     parts.layout, config.learner.batch_size, config.queue_capacity
   )
@@ -80,12 +80,15 @@ def run(
     if run_dir is not None:
       checkpoints = RunDirectory(run_dir).checkpoints
       resume = checkpointing.latest(checkpoints, learner.template())
-      writer = metrics.MetricsWriter(run_dir)
+      writer = sinks.RecordWriter(run_dir)
       stack.callback(writer.close)
       saver = checkpointing.Saver(checkpoints, config.learner.keep_checkpoints)
       stack.callback(saver.close)
+    recorder = recorder_lib.Recorder(
+      config, control, queue.stats, writer, on_record, resume
+    )
     loop = learner_loop.LearnerLoop(
-      config, learner, queue, control, writer, saver, resume, on_record, stopping
+      config, learner, queue, control, recorder, saver, resume, stopping
     )
     threads = [
       threading.Thread(target=guarded, args=(lambda i=i: actor(i),), name=f'actor-{i}')
@@ -108,7 +111,7 @@ def run(
       if evaluating is not None:
         evaluating.join()
     if not failures:
-      loop.last_record()
+      recorder.last_record(loop.updates)
   if failures:
     raise ActorFailed(f'{type(failures[0]).__name__}: {failures[0]}') from failures[0]
   return loop

@@ -4,10 +4,10 @@ import contextlib
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
 
 from impala_jax import components
-from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.control import protocol as control_lib
+from impala_jax.distributed.control import reporter as reporter_lib
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.evaluation import evaluator
@@ -39,7 +39,7 @@ def run(
 def drive(
   parts: components.Components,
   run_dir: pathlib.Path,
-  control: Any,
+  control: control_lib.Client,
   incarnation: int,
   should_stop: Callable[[], bool],
   patience: float = _MISSED_END,
@@ -50,7 +50,7 @@ def drive(
   has written its checkpoint.
   """
   config = parts.config
-  reporter = control_lib.Reporter(control, 'evaluator', 0, incarnation, interval=1.0)
+  reporter = reporter_lib.Reporter(control, 'evaluator', 0, incarnation, interval=1.0)
   ended = False
 
   def run_ended() -> bool:

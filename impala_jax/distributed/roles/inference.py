@@ -8,13 +8,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 from impala_jax import components
 from impala_jax.acting import device_policy
 from impala_jax.acting import patience as patience_lib
-from impala_jax.distributed.control import board as control_lib
-from impala_jax.distributed.control import endpoints, learner_link, locator
+from impala_jax.distributed.control import endpoints, learner_link, locator, reporter
 from impala_jax.distributed.inference import batcher as inference_batcher
 from impala_jax.distributed.inference import server as inference_tcp
 from impala_jax.distributed.roles import policies
@@ -109,9 +107,7 @@ class _Following:
     self._link = link
     self._who = f'inference server {here.index}'
     self._should_stop = should_stop
-    self._reporter = control_lib.Reporter(
-      link, 'inference', here.index, here.incarnation
-    )
+    self._reporter = reporter.Reporter(link, 'inference', here.index, here.incarnation)
     self._patience = here.patience or patience_lib.SECONDS
     self._lost_at: float | None = None
     self._batcher: inference_batcher.Batcher | None = None
@@ -161,20 +157,19 @@ class _Following:
 
   def stopping(self) -> bool:
     with contextlib.suppress(transport.TransportError):
-      go_on = self._reporter.maybe_report(self._totals())
-      self._told_to_stop = self._told_to_stop or not go_on
+      self._told_to_stop = self._told_to_stop or not self._report()
     return self._told_to_stop or self._should_stop()
 
   def say_goodbye(self) -> None:
     with contextlib.suppress(transport.TransportError):
-      self._reporter.maybe_report({**self._totals(), 'left': 1}, force=True)
+      self._report(left=True)
 
-  def _totals(self) -> dict[str, Any]:
+  def _report(self, left: bool = False) -> bool:
     if self._batcher is None:
-      return {}
-    return {
-      **vars(self._batcher.totals()),
+      return self._reporter.maybe_report({}, left=left)
+    gauges = {
       'clients': self._batcher.clients(),
       'environments': self._batcher.environments(),
       'version': self._policy.version,
     }
+    return self._reporter.maybe_report(vars(self._batcher.totals()), gauges, left)

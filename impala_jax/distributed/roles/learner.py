@@ -10,17 +10,17 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
 
 from impala_jax import components
-from impala_jax.distributed.control import board as control_lib
-from impala_jax.distributed.gang import gang as learner_gang
+from impala_jax.distributed.control import board, protocol
+from impala_jax.distributed.gang import lines as gang_lines
 from impala_jax.distributed.gang import start as gang_start
 from impala_jax.distributed.security import keys as run_keys
-from impala_jax.learning import checkpointing
+from impala_jax.learning import agreement, checkpointing
 from impala_jax.learning import learner as learner_lib
 from impala_jax.learning import loop as learner_loop
-from impala_jax.reporting import metrics
+from impala_jax.learning import recorder as recorder_lib
+from impala_jax.reporting import record, sinks
 from impala_jax.runtime import files, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
@@ -35,13 +35,13 @@ def run(
   """The learner process, or one of several: queue, parameter server and updates.
 
   Goes on from the newest sound checkpoint of the run directory, if there is one.
-  Learner 0 writes metrics and checkpoints; the others report to it.
+  Learner 0 writes records and checkpoints; the others report to it.
 
   Returns:
     Whether the run is whole: all its frames are done.
 
   Raises:
-    learner_gang.GangError: another learner has failed or was told to stop. (Where this
+    gang_lines.GangError: another learner has failed or was told to stop. (Where this
       one fails beside others it ends at once, with its cause.)
   """
   # Before anything asks which devices there are.
@@ -54,21 +54,18 @@ def run(
   logging.info('ended at %d updates, %d frames', loop.updates, loop.frames)
   if gang.stopped_by is not None and not should_stop():
     # Not an end that was asked of this process: it is to be started again.
-    raise learner_gang.GangError(f'learner {gang.stopped_by} was told to stop')
+    raise gang_lines.GangError(f'learner {gang.stopped_by} was told to stop')
   return loop.frames >= parts.config.learner.total_frames
 
 
 def _learn(
   parts: components.Components,
   here: role_environment.RoleEnvironment,
-  gang: learner_gang.Alone,
+  gang: agreement.Agreement,
   should_stop: Callable[[], bool],
 ) -> learner_loop.LearnerLoop:
-  from impala_jax.distributed.control import (
-    endpoints,
-    unroll_counts,
-  )
-  from impala_jax.distributed.control import relay as relayed_control
+  from impala_jax.distributed.control import endpoints, unroll_counts
+  from impala_jax.distributed.control import relay as relay_lib
 
   config, run = parts.config, RunDirectory(here.run_dir)
   first = gang.index == 0
@@ -76,17 +73,16 @@ def _learn(
   resume = _resume(run.checkpoints, learner, gang)
   keys = run_keys.folder_of(config, run.path)
   with contextlib.ExitStack() as stack:
-    control: Any = control_lib.Control()
-    writer = saver = None
-    keep: Callable[[dict[str, Any]], None] = lambda record: None
+    levels = config.environment.levels
+    writer = saver = relay = None
     if first:
-      writer = metrics.MetricsWriter(run.path)
+      control = board.Board(levels)
+      writer = sinks.RecordWriter(run.path)
       stack.callback(writer.close)
       saver = checkpointing.Saver(run.checkpoints, config.learner.keep_checkpoints)
       stack.callback(saver.close)
     else:
-      control = relayed_control.RelayedControl(gang.index, here.incarnation)
-      keep = control.keep
+      control = relay = relay_lib.Relay(levels, gang.index, here.incarnation)
     reader, addresses = stack.enter_context(
       endpoints.serve(
         parts.layout,
@@ -99,14 +95,19 @@ def _learn(
       )
     )
 
-    def on_record(record: dict[str, Any]) -> None:
-      keep(record)
+    def on_record(status: record.Status) -> None:
+      if relay is not None:
+        relay.keep(
+          {k: getattr(status.record, k) for k in ('policy_lag_mean', 'policy_lag_max')}
+        )
       unroll_counts.write(run.path, gang.index, control, reader)
 
+    recorder = recorder_lib.Recorder(
+      config, control, reader.stats, writer, on_record, resume
+    )
     loop = learner_loop.LearnerLoop(
-        config, learner, reader, control, writer, saver, resume, on_record,
-        should_stop, gang,
-    )  # fmt: skip
+      config, learner, reader, control, recorder, saver, resume, should_stop, gang
+    )
     # Learner 0 last: its addresses say that all others' can be read.
     if not first:
       files.write_json(run.address(gang.index), addresses)
@@ -115,8 +116,8 @@ def _learn(
       files.write_json(run.address(0), {**addresses, 'learners': gang.count})
     logging.info('serves %s', addresses)
     address = gang.spread(addresses['control'])
-    if not first:
-      control.relay(endpoints.open_control(address, keys), reader.stats)
+    if relay is not None:
+      relay.relay(endpoints.open_control(address, keys), reader.stats)
     # The first to hear of an error: the others wait for this learner.
     stack.enter_context(gang.together())
     loop.run()
@@ -126,17 +127,17 @@ def _learn(
     control.stop()
     # Actors first: what they confirm while the queue goes away means nothing.
     _wait_for_goodbye(control)
-    if not first:
-      loop.last_record()
-      control.end_relay()
+    if relay is not None:
+      recorder.last_record(loop.updates)
+      relay.end_relay()
     gang.gather()
-    if first:
-      loop.last_record()
+    if relay is None:
+      recorder.last_record(loop.updates)
   return loop
 
 
 def _resume(
-  checkpoints: pathlib.Path, learner: learner_lib.Learner, gang: learner_gang.Alone
+  checkpoints: pathlib.Path, learner: learner_lib.Learner, gang: agreement.Agreement
 ) -> checkpointing.Checkpoint | None:
   """The checkpoint that all learners go on from: learner 0 chooses."""
   resume = None
@@ -150,13 +151,11 @@ def _resume(
   return resume
 
 
-def _wait_for_goodbye(control: control_lib.Control) -> None:
+def _wait_for_goodbye(control: protocol.Control) -> None:
   deadline = time.monotonic() + _GOODBYE_TIMEOUT
   while time.monotonic() < deadline:
-    actors = [p for p in control.peers() if p.role == 'actor']
+    present = [h for p, h in control.peers() if p.role == 'actor' and not p.left]
     # An actor that fell silent long ago has crashed and will not say goodbye.
-    present = [p for p in actors if not p.totals.get('left')
-               and time.monotonic() - p.heard < 5.0]  # fmt: skip
-    if not present:
+    if not any(time.monotonic() - heard < 5.0 for heard in present):
       return
     time.sleep(0.1)

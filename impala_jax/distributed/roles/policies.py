@@ -9,6 +9,7 @@ from impala_jax import components, types
 from impala_jax.acting import device_policy
 from impala_jax.acting import policy as policy_lib
 from impala_jax.agents import agent as agent_lib
+from impala_jax.distributed.control import protocol
 from impala_jax.distributed.inference import connection as inference_connection
 from impala_jax.distributed.inference import remote as remote_policy
 from impala_jax.distributed.inference import wire as inference_wire
@@ -20,7 +21,7 @@ from impala_jax.runtime.run_directory import RunDirectory
 
 def local(
   parts: components.Components,
-  source: policy_lib.ParameterSource,
+  source: protocol.ParameterSource,
   index: int,
   incarnation: int,
 ) -> policy_lib.Local:

@@ -1,20 +1,45 @@
 """Parameters and reports, in one process and over gRPC."""
 
+import dataclasses
+import functools
+import logging
+import math
+import re
+
+import grpc
 import jax
+import msgpack
 import numpy as np
 import pytest
 
-from impala_jax.distributed.control import board as control_lib
+from impala_jax.distributed.control import board, protocol, reporter, wire
 from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.transport import protocol as transport
+from impala_jax.learning import learner as learner_lib
 from tests import synthetic
 
+_LEVELS = ('first', 'second')
+_EVENTS = (
+  protocol.Episode(1, -2.5, 7),
+  protocol.EnvironmentFailure(3, 1, 0, 'it exited with code 1'),
+  protocol.Evaluation(
+    1e9, 5, 500, 2.0, {'first': 2.0}, {'sum': 2.0}, {'first': [1.0, 3.0]},
+    {'second': 'EngineError: none'},
+  ),
+)  # fmt: skip
 
-def _published(version: int) -> control_lib.Control:
-  control = control_lib.Control()
+
+def _published(version: int) -> board.Board:
+  control = board.Board(_LEVELS)
   learner = synthetic.make_learner(synthetic.config(), 2)
-  control.publish(version, learner.init(version).params)
+  params = learner.init(version).params
+  control.publish(version, functools.partial(learner_lib.to_host, params))
   return control
+
+
+def _report(index=0, incarnation=0, steps=0.0, events=()) -> protocol.Report:
+  totals = {'agent_steps': steps}
+  return protocol.Report('actor', index, incarnation, totals, events=events)
 
 
 def _same(a, b) -> None:
@@ -27,7 +52,7 @@ def test_fetch_gives_the_newest_and_only_if_newer():
   assert version == 4
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
   assert control.fetch(4) is None
-  assert control_lib.Control().fetch(-1) is None
+  assert board.Board().fetch(-1) is None
 
 
 def test_grpc_client_sees_the_same():
@@ -38,10 +63,14 @@ def test_grpc_client_sees_the_same():
   assert version == 4
   _same(params, control.fetch(-1)[1])
   assert client.fetch(4) is None
-  assert client.report('actor', 0, 0, {'agent_steps': 3.0}, [{'kind': 'x'}]) is True
-  assert control.drain_events() == [{'kind': 'x'}]
+  report = protocol.Report('actor', 3, 1, {'n': 3.0}, {'m': -1.0}, _EVENTS, True)
+  assert client.report(report) is True
+  assert control.drain_events() == list(_EVENTS)
+  (peer,) = control.peers()
+  assert peer.report == dataclasses.replace(report, events=())
   control.stop()
-  assert client.report('actor', 0, 0, {'agent_steps': 3.0}, []) is False
+  assert client.report(_report()) is False
+  assert control.refused == 0
   client.close()
   server.close()
 
@@ -51,7 +80,7 @@ def test_versions_of_another_learner_do_not_count():
   assert after.fetch(9) is None
   assert after.fetch(9, of=after.identity) is None
   assert after.fetch(9, of=before.identity)[0] == 4
-  assert control_lib.Control().fetch(9, of=before.identity) is None  # None yet.
+  assert board.Board().fetch(9, of=before.identity) is None  # None yet.
 
   def ask(control, client_of=''):
     server = control_grpc.Server(control)
@@ -80,7 +109,7 @@ def test_a_learner_that_is_gone_is_an_error_in_bounded_time():
 
 
 def test_a_taken_port_is_refused():
-  control = control_lib.Control()
+  control = board.Board()
   server = control_grpc.Server(control)
   with pytest.raises(OSError, match=str(server.port)):
     control_grpc.Server(control, port=server.port)
@@ -88,12 +117,12 @@ def test_a_taken_port_is_refused():
 
 
 def test_totals_outlive_a_restart():
-  control = control_lib.Control()
-  control.report('actor', 0, 0, {'agent_steps': 10.0}, [])
-  control.report('actor', 0, 0, {'agent_steps': 30.0}, [])
-  control.report('actor', 1, 0, {'agent_steps': 5.0}, [])
+  control = board.Board()
+  control.report(_report(steps=10.0))
+  control.report(_report(steps=30.0))
+  control.report(_report(index=1, steps=5.0))
   assert control.total('actor', 'agent_steps') == 35
-  control.report('actor', 0, 1, {'agent_steps': 2.0}, [])
+  control.report(_report(incarnation=1, steps=2.0))
   assert control.total('actor', 'agent_steps') == 37
   assert control.total('evaluator', 'agent_steps') == 0
 
@@ -102,19 +131,129 @@ def test_a_failed_report_keeps_its_events():
   class Flaky:
     calls = 0
 
-    def report(self, role, index, incarnation, totals, events):
+    def report(self, report):
       self.calls += 1
       if self.calls == 1:
         raise transport.TransportError('gone')
-      self.events = list(events)
+      self.events = report.events
       return True
 
   control = Flaky()
-  reporter = control_lib.Reporter(control, 'actor', 0, 0, interval=0.0)
-  reporter.add({'kind': 'episode'})
+  made = reporter.Reporter(control, 'actor', 0, 0, interval=0.0)
+  made.add(_EVENTS[0])
   with pytest.raises(transport.TransportError):
-    reporter.maybe_report({})
-  assert reporter.unheard > 0
-  assert reporter.maybe_report({})
-  assert reporter.unheard == 0
-  assert control.events == [{'kind': 'episode'}]
+    made.maybe_report({})
+  assert made.unheard > 0
+  assert made.maybe_report({})
+  assert made.unheard == 0
+  assert control.events == _EVENTS[:1]
+
+
+def _message(**changes):
+  return {**msgpack.unpackb(wire.pack(_report(steps=1.0))), **changes}
+
+
+def _event(which=0, **changes):
+  return {**msgpack.unpackb(msgpack.packb(wire.plain(_EVENTS[which]))), **changes}
+
+
+def _without(message, field):
+  return {k: v for k, v in message.items() if k != field}
+
+
+@pytest.mark.parametrize(
+  ('message', 'words'),
+  [
+    (b'', 'report'),
+    (b'\xc1', 'report'),
+    (b'\x91' * 100_000, 'report'),
+    (msgpack.packb({b'\xff': 1, 'events': []}), 'fields of report'),
+    (msgpack.packb([]), r'report is \[\]: must be a map'),
+    (_message(role='king'), "report.role is 'king': must be one of actor, evaluator"),
+    (_message(role=['actor']), 'report.role'),
+    (_message(index=-1), 'report.index is -1: must be a whole number'),
+    (_message(index=True), 'report.index'),
+    (_message(index=1.0), 'report.index'),
+    (_message(incarnation=2**63), 'report.incarnation'),
+    (_message(totals=[1]), 'report.totals'),
+    (_message(totals={'lost': 'x'}), r"totals\['lost'\] is 'x': must be a number"),
+    (_message(totals={'lost': math.nan}), 'totals'),
+    (_message(totals={'lost': 1e300}), 'totals'),
+    (_message(gauges={'m': None}), 'gauges'),
+    (_message(left=1), 'report.left is 1: must be of type bool'),
+    (_message(events={}), r'report.events is \{\}: must be a list'),
+    (_message(more=1), 'fields of report'),
+    (_without(_message(), 'totals'), 'fields of report'),
+  ],
+)
+def test_a_report_that_makes_no_sense_is_refused(message, words):
+  packed = message if isinstance(message, bytes) else msgpack.packb(message)
+  with pytest.raises(wire.Refused, match=words):
+    wire.unpack(packed, _LEVELS)
+
+
+@pytest.mark.parametrize(
+  ('event', 'words'),
+  [
+    (None, 'event is None: must be a map'),
+    ({}, 'event.kind is None: must be one of episode, environment_failure'),
+    (_event(kind='x'), "event.kind is 'x'"),
+    (_event(kind=['episode']), 'event.kind'),
+    (_event(task_id=2), 'episode.task_id is 2: must be below 2'),
+    (_event(task_id=-1), 'episode.task_id'),
+    (_event(task_id='0'), 'episode.task_id'),
+    (_event(episode_return=math.inf), 'episode.episode_return is inf: must be a num'),
+    (_event(length=1.5), 'episode.length'),
+    (_without(_event(), 'length'), 'fields of episode'),
+    (_event(1, cause=3), 'environment_failure.cause is 3: must be of type str'),
+    (_event(1, task_id=9), 'environment_failure.task_id is 9'),
+    (_event(2, means={'else': 1.0}), r"evaluation.means is \['else'\]"),
+    (_event(2, means={'first': 'x'}), 'evaluation.means'),
+    (_event(2, returns={'first': 1.0}), 'evaluation.returns'),
+    (_event(2, returns={'first': [None]}), 'evaluation.returns'),
+    (_event(2, scores=3), 'evaluation.scores'),
+  ],
+)
+def test_an_event_that_makes_no_sense_is_refused_alone(event, words):
+  message = _message(events=[_event(), event, _event()])
+  report, refused = wire.unpack(msgpack.packb(message), _LEVELS)
+  assert report.events == [_EVENTS[0]] * 2
+  (why,) = refused
+  assert re.search(words, str(why))
+
+
+def test_strangers_are_counted_and_harm_nobody(caplog):
+  caplog.set_level(logging.WARNING)
+  control = _published(4)
+  server = control_grpc.Server(control)
+  client = control_grpc.Client(server.address, timeout=20.0)
+  channel = grpc.insecure_channel(server.address)
+  call = lambda method, sent: channel.unary_unary(f'/impala_jax.Control/{method}')(
+    sent, timeout=20.0
+  )
+  for method, sent in (
+    ('Report', b'\xc1'),
+    ('Report', msgpack.packb(_message(role='learner', totals={'lost': 'x'}))),
+    ('Fetch', b''),
+    ('Fetch', msgpack.packb({'have_version': '4', 'of': ''})),
+    ('Fetch', msgpack.packb({'have_version': 4})),
+  ):
+    with pytest.raises(grpc.RpcError) as found:
+      call(method, sent)
+    assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert 'must be' in found.value.details() or sent in (b'', b'\xc1')
+  assert control.refused == 5
+  assert control.peers() == []
+  sent = msgpack.packb(_message(events=[_event(task_id=9), _event(), {}]))
+  assert msgpack.unpackb(call('Report', sent)) is True
+  assert control.refused == 7
+  assert control.drain_events() == [_EVENTS[0]]
+  assert client.report(_report(steps=8.0))
+  assert control.total('actor', 'agent_steps') == 8
+  # One line a minute, however many there are.
+  assert len([r for r in caplog.records if 'refused' in r.message]) == 1
+  with pytest.raises(transport.TransportError, match=r'refused: .*report\.index is -1'):
+    client.report(_report(index=-1))
+  channel.close()
+  client.close()
+  server.close()

@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from impala_jax.distributed.control import learner_link, locator
+from impala_jax.distributed.control import learner_link, locator, protocol
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import vector
 from impala_jax.runtime import role_environment
@@ -32,19 +32,19 @@ _BATCH, _CAPACITY = 4, 8
 # argv[3] batches and then nothing more, until its input ends.
 _LEARNER = """
 import json, os, pathlib, sys, time
-import jax, numpy as np
-from impala_jax.distributed.control import board as control, endpoints
+import numpy as np
+from impala_jax.distributed.control import board, endpoints
 from impala_jax.runtime import files, role_environment
 from tests.distributed.control import learner_link_test as test
 
 layout = test.layout()
 run_dir = pathlib.Path(sys.argv[1])
 version, batches = int(sys.argv[2]), int(sys.argv[3])
-served = control.Control()
+served = board.Board()
 
 def publish():
-  value = jax.device_put(np.full(1, version, np.float32))
-  served.publish(version, {'version': value})
+  value = np.full(1, version, np.float32)
+  served.publish(version, lambda: {'version': value})
 
 publish()
 here = role_environment.RoleEnvironment.read()
@@ -278,7 +278,7 @@ class FakeLearner:
     self.learner = self.name
     return self.version, {}
 
-  def report(self, *what):
+  def report(self, report):
     self._check()
     return not self.stopping
 
@@ -319,7 +319,7 @@ def fake(monkeypatch):
   return way, learner_link.LearnerLink(way, way.address(), supervised=True)
 
 
-_REPORT = ('actor', 0, 0, {}, [])
+_REPORT = protocol.Report('actor', 0, 0, {})
 _ROW = np.zeros(3, np.uint8)
 
 
@@ -329,7 +329,7 @@ def test_a_moved_learner_is_followed_though_the_old_one_answers(fake):
   assert link.fetch(-1)[0] == 7
   way.where = 'b'
   way.places['b'].version = 3
-  assert link.report(*_REPORT)
+  assert link.report(_REPORT)
   link.write(_ROW, 1.0)
   assert (way.places['a'].rows, way.places['b'].rows) == (1, 1)
   assert way.places['a'].closed == 2
@@ -391,7 +391,7 @@ def test_a_learner_that_leaves_gets_no_more_and_is_waited_for(fake):
   way, link = fake
   way.places['a'].stopping = True
   with pytest.raises(transport.TransportError, match='a is leaving'):
-    link.report(*_REPORT)
+    link.report(_REPORT)
   with pytest.raises(transport.TransportError, match='a is leaving'):
     link.write(_ROW, 1.0)
   with pytest.raises(transport.TransportError, match='a is leaving'):
@@ -399,12 +399,12 @@ def test_a_learner_that_leaves_gets_no_more_and_is_waited_for(fake):
   assert way.places['a'].rows == 0
   # Another takes its place at the same address.
   way.places['a'].stopping = False
-  assert link.report(*_REPORT)
+  assert link.report(_REPORT)
   link.write(_ROW, 1.0)
   assert way.places['a'].rows == 1
   way.places['a'].stopping = True
   with pytest.raises(transport.TransportError, match='a is leaving'):
-    link.report(*_REPORT)
+    link.report(_REPORT)
   way.where = 'b'
   link.write(_ROW, 1.0)
   assert way.places['b'].rows == 1
@@ -415,16 +415,16 @@ def test_the_end_of_the_run_is_the_end(fake, state):
   way, link = fake
   setattr(way.places['a'], state, True)
   with pytest.raises(transport.TransportError):
-    link.report(*_REPORT)
+    link.report(_REPORT)
   way.over = True
-  assert link.report(*_REPORT) is False
+  assert link.report(_REPORT) is False
 
 
 def test_without_a_supervisor_the_learners_word_counts():
   way = FakeWay()
   link = learner_link.LearnerLink(way, way.address())
   way.places['a'].stopping = True
-  assert link.report(*_REPORT) is False
+  assert link.report(_REPORT) is False
 
 
 def test_a_closed_link_stays_closed(fake):

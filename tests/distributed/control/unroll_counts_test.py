@@ -2,8 +2,7 @@
 
 import json
 
-from impala_jax.distributed.control import board as control_lib
-from impala_jax.distributed.control import unroll_counts
+from impala_jax.distributed.control import board, protocol, unroll_counts
 from impala_jax.distributed.transport import protocol as transport
 
 
@@ -17,10 +16,10 @@ class _Reader:
 
 
 def test_what_came_stands_beside_what_was_sent(tmp_path):
-  control = control_lib.Control()
-  control.report('actor', 3, 0, {'unrolls': 9}, [])
-  control.report('actor', 3, 1, {'unrolls': 4}, [])
-  control.report('evaluator', 4, 0, {'unrolls': 99}, [])
+  control = board.Board()
+  control.report(protocol.Report('actor', 3, 0, {'unrolls': 9}))
+  control.report(protocol.Report('actor', 3, 1, {'unrolls': 4}))
+  control.report(protocol.Report('evaluator', 4, 0, {'unrolls': 99}))
   unroll_counts.write(tmp_path, 2, control, _Reader())
   found = json.loads((tmp_path / 'unrolls-2.json').read_text())
   assert found['learner'] == control.identity

@@ -14,7 +14,7 @@ import pytest
 from impala_jax.distributed.gang import gang as learner_gang
 from impala_jax.distributed.gang import lines as gang_lines
 from impala_jax.distributed.gang import start as gang_start
-from impala_jax.distributed.gang.gang import Verdict
+from impala_jax.learning.agreement import Verdict
 from impala_jax.runtime.role_environment import RoleEnvironment
 
 never = lambda: False

@@ -30,8 +30,8 @@ class _Link:
     self.asked.append(have_version)
     return len(self.asked), {'w': np.zeros(1)}
 
-  def report(self, role, index, incarnation, totals, events):
-    self.reports.append((role, index, incarnation, totals))
+  def report(self, report):
+    self.reports.append(report)
     return not self.ended
 
 
@@ -90,11 +90,12 @@ def test_parameters_are_fetched_once_in_the_time_of_an_unroll(link):
   # Each asks for what is newer than the one before.
   assert link.asked == [-1, *range(1, len(link.asked))]
   assert policy.version == len(link.asked)
-  role, index, incarnation, totals = link.reports[-1]
-  assert (role, index, incarnation) == ('inference', 2, 5)
-  assert totals['version'] == policy.version
+  last = link.reports[-1]
+  assert (last.role, last.index, last.incarnation) == ('inference', 2, 5)
+  assert last.gauges['version'] == policy.version
+  assert not last.left
   following.say_goodbye()
-  assert link.reports[-1][3]['left'] == 1
+  assert link.reports[-1].left
 
 
 def test_with_a_limit_of_lag_the_learner_is_asked_more_often(link):

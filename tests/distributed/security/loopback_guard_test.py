@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from impala_jax.distributed.control import board as control
+from impala_jax.distributed.control import board
 from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.security import loopback_guard, ports
 from tests import network_namespaces
@@ -199,7 +199,7 @@ def test_the_queue_of_unrolls(place, mode):
 
 
 def test_parameters_are_served_on_loopback_alone_by_default():
-  server = control_grpc.Server(control.Control())
+  server = control_grpc.Server(board.Board())
   try:
     assert server.address == f'127.0.0.1:{server.port}'
     with socket.create_server(('127.0.0.2', server.port)):

@@ -1,0 +1,186 @@
+"""Reports as bytes (msgpack), and the door at which those that arrive are judged.
+
+Behind it nothing is checked again: types, numbers that are finite, levels that the run
+has.
+"""
+
+import functools
+import reprlib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgpack
+
+from impala_jax.distributed.control import protocol
+
+_KINDS: dict[str, Callable[..., protocol.Event]] = {
+  'episode': protocol.Episode,
+  'environment_failure': protocol.EnvironmentFailure,
+  'evaluation': protocol.Evaluation,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+_END = 2**63  # Of numbers: sums of them stay finite.
+_T = TypeVar('_T')
+
+
+class Refused(ValueError):
+  """A message that makes no sense: names the field, the value and what is allowed."""
+
+  def __init__(self, field: str, value: Any, allowed: str):
+    super().__init__(field, value, allowed)
+    self.field, self.value, self.allowed = field, value, allowed
+
+  def __str__(self) -> str:
+    return f'{self.field} is {reprlib.repr(self.value)}: must be {self.allowed}'
+
+
+def plain(event: protocol.Event) -> dict[str, Any]:
+  """What JSON and msgpack can hold, with the `kind` of the event."""
+  return {'kind': _NAMES[type(event)], **vars(event)}
+
+
+def pack(report: protocol.Report) -> bytes:
+  message = {**vars(report), 'events': [plain(e) for e in report.events]}
+  packed: bytes = msgpack.packb(message)
+  return packed
+
+
+def unpack(
+  packed: bytes, levels: Sequence[str]
+) -> tuple[protocol.Report, list[Refused]]:
+  """What `pack` made, with the events that were refused: they do not harm the others.
+
+  Args:
+    packed: by whomsoever.
+    levels: of the run.
+
+  Raises:
+    Refused: the report is none.
+  """
+  message = _unpack_map(packed, 'report')
+  events = message.pop('events', None)
+  if not isinstance(events, list):
+    raise Refused('report.events', events, 'a list')
+  sound: list[protocol.Event] = []
+  refused = []
+  for event in events:
+    try:
+      sound.append(_event(event, levels))
+    except Refused as e:
+      refused.append(e)
+  return _read(protocol.Report, message, 'report', events=sound), refused
+
+
+def pack_fetch(have_version: int, of: str) -> bytes:
+  packed: bytes = msgpack.packb({'have_version': int(have_version), 'of': of})
+  return packed
+
+
+def unpack_fetch(packed: bytes) -> tuple[int, str]:
+  """What `pack_fetch` made; raises Refused where it is nothing of the kind."""
+  message = _unpack_map(packed, 'fetch')
+  version, of = message.get('have_version'), message.get('of')
+  if type(version) is not int or not isinstance(of, str):
+    raise Refused('fetch', message, 'a version and the identity of its learner')
+  return version, of
+
+
+def _unpack_map(packed: bytes, name: str) -> dict[Any, Any]:
+  try:
+    message = msgpack.unpackb(packed)
+  except ValueError:
+    raise Refused(name, packed, 'msgpack') from None
+  if not isinstance(message, dict):
+    raise Refused(name, message, 'a map')
+  return message
+
+
+def _event(message: Any, levels: Sequence[str]) -> protocol.Event:
+  if not isinstance(message, dict):
+    raise Refused('event', message, 'a map')
+  name = message.pop('kind', None)
+  if not isinstance(name, str) or name not in _KINDS:
+    raise Refused('event.kind', name, f'one of {", ".join(_KINDS)}')
+  event = _read(_KINDS[name], message, name)
+  if isinstance(event, protocol.Evaluation):
+    if unknown := event.means.keys() - set(levels):
+      raise Refused('evaluation.means', [*unknown], 'of levels of the run')
+  elif event.task_id >= len(levels):
+    raise Refused(f'{name}.task_id', event.task_id, f'below {len(levels)}')
+  return event
+
+
+def _read(
+  kind: Callable[..., _T], message: Mapping[Any, Any], name: str, **known: Any
+) -> _T:
+  """Checks all fields of a dataclass but those that are known."""
+  checks = _checks(kind)
+  if message.keys() != checks.keys() - known.keys():
+    raise Refused(f'fields of {name}', [*message], ', '.join(checks))
+  for field, value in message.items():
+    try:
+      known[field] = checks[field](value)
+    except Refused as e:
+      raise Refused(f'{name}.{field}{e.field}', e.value, e.allowed) from None
+  return kind(**known)
+
+
+@functools.cache
+def _checks(kind: Callable[..., Any]) -> dict[str, Callable[[Any], Any]]:
+  return {field: _check(hint) for field, hint in typing.get_type_hints(kind).items()}
+
+
+def _check(hint: Any) -> Callable[[Any], Any]:
+  """A function that returns a value of the type, or raises `Refused`."""
+  kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
+  if kind is int:
+    return _whole
+  if kind is float:
+    return _number
+  if kind is typing.Literal:
+    return functools.partial(_one_of, of)
+  if kind is list:
+    return functools.partial(_list, _check(of[0]))
+  if issubclass(kind, Mapping):
+    return functools.partial(_map, _check(of[1]))
+  return functools.partial(_plain, kind)
+
+
+def _whole(value: Any) -> int:
+  if type(value) is int and 0 <= value < _END:  # True is none.
+    return value
+  raise Refused('', value, 'a whole number in [0, 2^63)')
+
+
+def _number(value: Any) -> float:
+  if type(value) in (int, float) and abs(value) < _END:
+    return float(value)
+  raise Refused('', value, 'a number below 2^63 in size')
+
+
+def _one_of(allowed: tuple[str, ...], value: Any) -> str:
+  if value in allowed:
+    return str(value)
+  raise Refused('', value, f'one of {", ".join(allowed)}')
+
+
+def _list(check: Callable[[Any], Any], value: Any) -> list[Any]:
+  if isinstance(value, list):
+    return [check(v) for v in value]
+  raise Refused('', value, 'a list')
+
+
+def _map(check: Callable[[Any], Any], value: Any) -> dict[str, Any]:
+  if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+    raise Refused('', value, 'a map with names')
+  try:
+    return {(at := k): check(v) for k, v in value.items()}
+  except Refused as e:
+    raise Refused(f'[{at!r:.40}]', e.value, e.allowed) from None
+
+
+def _plain(kind: type, value: Any) -> Any:
+  if isinstance(value, kind):
+    return value
+  raise Refused('', value, f'of type {kind.__name__}')

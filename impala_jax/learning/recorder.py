@@ -1,0 +1,225 @@
+"""What is recorded of a run: gathered from all sides, put into records."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from impala_jax import config as config_lib
+from impala_jax import losses, optimizers
+from impala_jax.acting import stages
+from impala_jax.distributed.control import protocol
+from impala_jax.distributed.transport import protocol as transport
+from impala_jax.learning import checkpointing
+from impala_jax.learning import learner as learner_lib
+from impala_jax.reporting import bottleneck, inference_figures, sinks, stopwatch
+from impala_jax.reporting import episodes as episodes_lib
+from impala_jax.reporting import record as record_lib
+
+
+class Recorder:
+  """Makes the records of a learner. Used by one thread.
+
+  Args:
+    config: of the run.
+    control: where reports come to.
+    stats: of this learner's queue.
+    writer: of records; None for none.
+    on_record: called with each record.
+    resume: the checkpoint from which the run goes on.
+
+  Attributes:
+    watch: of the learner's stages, charged by its loop.
+    metrics: of the newest update that has ended, on the devices.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    control: protocol.Control,
+    stats: Callable[[], transport.ReaderStats],
+    writer: sinks.RecordWriter | None = None,
+    on_record: Callable[[record_lib.Status], None] = lambda status: None,
+    resume: checkpointing.Checkpoint | None = None,
+  ):
+    self._config = config
+    self._control = control
+    self._stats = stats
+    self._writer = writer
+    self._on_record = on_record
+    before = resume.metadata if resume else {}
+    self._wall_before = float(before.get('wall_seconds', 0.0))
+    self._episodes_before = int(before.get('episodes', 0))
+    self.watch = stopwatch.Stopwatch(record_lib.LEARNER_STAGES)
+    self.metrics: losses.Metrics = {}
+    self._several_levels = len(config.environment.levels) > 1
+    self._episodes = episodes_lib.EpisodeLog(config.environment.levels)
+    self._environment_failures = 0
+    self._evaluation: protocol.Evaluation | None = None
+    self._lag: list[npt.NDArray[np.int64]] = []
+    self._skipped = 0
+    self._actor_seconds: dict[str, float] = {}
+    self._actor_time: dict[str, float] = {}
+    self._inference = inference_figures.InferenceFigures()
+    self._start = self._end = time.monotonic()
+    self._mark = (self._start, int(before.get('updates', 0)))
+    self._next = self._start + config.learner.metrics_interval
+
+  @property
+  def wall_seconds(self) -> float:
+    """Of training, earlier starts of the run included."""
+    return self._wall_before + time.monotonic() - self._start
+
+  @property
+  def episodes(self) -> int:
+    """That have ended, earlier starts included."""
+    return self._episodes_before + self._episodes.count
+
+  def take_batch(self, updates: int, versions: npt.NDArray[np.uint64]) -> None:
+    """Notes how old the unrolls [B] of a batch are after so many updates."""
+    self._lag.append(updates - versions.astype(np.int64))
+
+  def maybe_record(self, updates: int) -> None:
+    """Makes a record if it is time."""
+    now = time.monotonic()
+    if now >= self._next:
+      self.record(updates)
+      self._next = now + self._config.learner.metrics_interval
+      self.watch.charge('metrics')
+
+  def end(self) -> None:
+    """The last update has ended."""
+    self._end = time.monotonic()
+
+  def last_record(self, updates: int) -> None:
+    """Makes the record of the end, once the actors have reported theirs.
+
+    Until then the episodes of a run's last seconds are with the actors.
+    """
+    self.record(updates, now=self._end)
+
+  def record(self, updates: int, words: str = '', now: float | None = None) -> None:
+    """Makes a record.
+
+    Args:
+      updates: so far.
+      words: in place of those on the bottleneck.
+      now: time.monotonic() that it is of.
+    """
+    now = time.monotonic() if now is None else now
+    made = self._make(updates, now)
+    words = words or bottleneck.describe(
+      made.learner_time,
+      made.actor_time,
+      made.queue_fill,
+      remote=self._config.inference.servers > 0,
+    )
+    status = record_lib.Status(
+      record=made,
+      bottleneck=words,
+      total_frames=self._config.learner.total_frames,
+      environment_steps=int(self._control.total('actor', 'agent_steps')),
+      peers=[
+        record_lib.Heard(p.role, p.index, max(0.0, now - heard))
+        for p, heard in self._control.peers()
+      ],
+    )
+    if self._writer is not None:
+      self._writer.write(status)
+    self._on_record(status)
+
+  def _make(self, updates: int, now: float) -> record_lib.Record:
+    self._take_events()
+    config, evaluation = self._config, self._evaluation
+    seconds, done = now - self._mark[0], updates - self._mark[1]
+    self._mark = (now, updates)
+    rate = done * config.frames_per_update / max(seconds, 1e-9)
+    others = [
+      {**p.totals, **p.gauges} for p, _ in self._control.peers() if p.role == 'learner'
+    ]
+    sum_of = lambda name, own: own + int(sum(o.get(name, 0) for o in others))
+    stats = transport.ReaderStats(
+      **{k: sum_of(k, v) for k, v in dataclasses.asdict(self._stats()).items()}
+    )
+    lag_mean, lag_max = self._take_lag(others)
+    mean = self._episodes.mean()
+    means = self._episodes.means()
+    return record_lib.Record(
+      time=time.time(),
+      wall_seconds=self._wall_before + now - self._start,
+      frames=updates * config.frames_per_update,
+      updates=updates,
+      frames_per_second=rate,
+      agent_steps_per_second=rate / config.environment.action_repeat,
+      learning_rate=optimizers.learning_rate_at(config, updates - self._skipped),
+      policy_lag_mean=lag_mean,
+      policy_lag_max=lag_max,
+      queue_fill=stats.queued / max(stats.capacity, 1),
+      unrolls_received=stats.received,
+      unrolls_corrupted=stats.corrupted,
+      unrolls_lost=stats.lost,
+      unrolls_duplicated=stats.duplicated,
+      unrolls_stale=stats.stale,
+      unrolls_dropped=int(self._control.total('actor', 'unrolls_dropped')),
+      environment_failures=self._environment_failures,
+      parameter_fetches=sum_of('parameter_fetches', self._control.fetches),
+      reports_refused=sum_of('reports_refused', self._control.refused),
+      episodes=self.episodes,
+      episode_return=mean[0] if mean else None,
+      episode_length=mean[1] if mean else None,
+      level_returns=means if self._several_levels else {},
+      scores=episodes_lib.suite_scores(config, means),
+      evaluation_return=evaluation.mean if evaluation else None,
+      evaluation_scores=evaluation.scores if evaluation else {},
+      evaluation_level_returns=(
+        evaluation.means if evaluation and self._several_levels else {}
+      ),
+      metrics=self._read_metrics(),
+      learner_time=self.watch.shares(),
+      actor_time=self._take_actor_time(),
+      inference=self._inference.update(self._control, seconds),
+    )
+
+  def _read_metrics(self) -> dict[str, float]:
+    metrics = {k: float(v) for k, v in learner_lib.to_host(self.metrics).items()}
+    if metrics.get('skipped', 0) > self._skipped:
+      self._skipped = int(metrics['skipped'])
+      logging.warning(
+        'batches with a loss or gradient that is not finite, skipped so far: %d',
+        self._skipped,
+      )
+    return metrics
+
+  def _take_lag(self, others: list[dict[str, float]]) -> tuple[float, int]:
+    """Mean and maximum since the last record; of several learners each counts alike."""
+    lag = np.concatenate(self._lag) if self._lag else np.zeros(1, np.int64)
+    self._lag = []
+    means = [float(lag.mean()), *(o.get('policy_lag_mean', 0.0) for o in others)]
+    maxima = [int(lag.max()), *(int(o.get('policy_lag_max', 0)) for o in others)]
+    return float(np.mean(means)), max(maxima)
+
+  def _take_events(self) -> None:
+    for event in self._control.drain_events():
+      match event:
+        case protocol.Episode():
+          self._episodes.add(event.task_id, event.episode_return, event.length)
+        case protocol.EnvironmentFailure():
+          self._environment_failures += 1
+          logging.warning(
+            'actor %d: an environment failed: %s', event.actor, event.cause
+          )
+        case protocol.Evaluation():
+          self._evaluation = event
+
+  def _take_actor_time(self) -> dict[str, float]:
+    """Shares of the actors' time by stage since the last record."""
+    total = {s: self._control.total('actor', f'seconds/{s}') for s in stages.STAGES}
+    delta = {s: v - self._actor_seconds.get(s, 0.0) for s, v in total.items()}
+    whole = sum(delta.values())
+    if whole > 0:  # Else no actor has reported since; the last word stands.
+      self._actor_seconds = total
+      self._actor_time = {s: v / whole for s, v in delta.items()}
+    return self._actor_time

@@ -1,0 +1,49 @@
+"""Where a run's records go: JSON lines, TensorBoard and the status file."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from impala_jax.reporting import record
+from impala_jax.runtime import files
+from impala_jax.runtime.run_directory import RunDirectory
+
+
+class RecordWriter:
+  """Appends records to `metrics.jsonl`, to TensorBoard, and to `status.json`.
+
+  Args:
+    run_dir: the run directory.
+    tensorboard: whether to write event files (needs tensorboardX).
+  """
+
+  def __init__(self, run_dir: pathlib.Path, tensorboard: bool = True):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    run = RunDirectory(run_dir)
+    self._status = run.status
+    self._lines = open(run.metrics, 'a', buffering=1)  # noqa: SIM115
+    self._board: Any = None
+    if tensorboard:
+      import tensorboardX
+
+      self._board = tensorboardX.SummaryWriter(str(run.tensorboard))
+
+  def write(self, status: record.Status) -> None:
+    """A line of the record alone; the status file has the rest besides."""
+    # JSON has no NaN; null keeps the line readable everywhere.
+    line = {
+      key: value if math.isfinite(value) else None
+      for key, value in status.record.flat().items()
+    }
+    self._lines.write(json.dumps(line) + '\n')
+    if self._board is not None:
+      for name, value in line.items():
+        if value is not None and name not in ('frames', 'time'):
+          self._board.add_scalar(name, value, line['frames'])
+    files.write_json(self._status, {**line, **status.besides()})
+
+  def close(self) -> None:
+    self._lines.close()
+    if self._board is not None:
+      self._board.close()

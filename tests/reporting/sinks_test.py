@@ -1,0 +1,33 @@
+"""Where records go."""
+
+import json
+import math
+
+from impala_jax.reporting import record, sinks
+from impala_jax.runtime import files
+from tests.reporting import records
+
+
+def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
+  writer = sinks.RecordWriter(tmp_path, tensorboard=False)
+  made = records.make(
+    frames=1, level_returns={'a': 2.5}, metrics={'kl': math.nan, 'own': 2.0}
+  )
+  writer.write(
+    record.Status(
+      record=made, bottleneck='none', total_frames=9, environment_steps=3,
+      peers=[record.Heard('actor', 2, 0.5)],
+    )
+  )  # fmt: skip
+  writer.close()
+  lines = tmp_path / 'metrics.jsonl'
+  lines.write_text(lines.read_text() + '{"frames": 2, "lo')
+  (line,) = files.read_json_lines(lines)
+  assert line['frames'] == 1
+  assert (line['kl'], line['own'], line['episode_return/a']) == (None, 2.0, 2.5)
+  assert not line.keys() & {'level_returns', 'metrics', 'episode_return', 'score/'}
+  status = json.loads((tmp_path / 'status.json').read_text())
+  assert status == {
+    **line, 'bottleneck': 'none', 'total_frames': 9, 'environment_steps': 3,
+    'peers': [{'role': 'actor', 'index': 2, 'silent_seconds': 0.5}],
+  }  # fmt: skip
