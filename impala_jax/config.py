@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 TORSOS = ('shallow', 'deep', 'nature', 'mlp')
-CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'no_correction')
-REWARD_CLIPPING = ('abs_one', 'soft_asymmetric', 'none')
-VTRACE_METHODS = ('auto', 'scan', 'associative')
 OPTIMIZERS = ('rmsprop', 'adam')
 SCHEDULES = ('linear', 'constant')
 TRANSPORTS = ('reverb', 'local')

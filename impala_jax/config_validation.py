@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from impala_jax import config as config_lib
+from impala_jax import types
 
 
 def validate(
@@ -36,9 +37,9 @@ def validate(
 
   one_of('network.torso', config_lib.TORSOS)
   one_of('network.dtype', config_lib.DTYPES)
-  one_of('loss.correction', config_lib.CORRECTIONS)
-  one_of('loss.reward_clipping', config_lib.REWARD_CLIPPING)
-  one_of('loss.vtrace_method', config_lib.VTRACE_METHODS)
+  one_of('loss.correction', types.CORRECTIONS)
+  one_of('loss.reward_clipping', types.REWARD_CLIPPING)
+  one_of('loss.vtrace_method', types.VTRACE_METHODS)
   one_of('optimizer.name', config_lib.OPTIMIZERS)
   one_of('optimizer.schedule', config_lib.SCHEDULES)
   one_of('transport.kind', config_lib.TRANSPORTS)

@@ -59,7 +59,7 @@ def clip_rewards(rewards: types.Array, kind: str) -> jax.Array:
     return jnp.where(raw < 0, 0.3, 1.0) * 5.0 * squeezed
   if kind == 'none':
     return raw
-  allowed = ', '.join(config_lib.REWARD_CLIPPING)
+  allowed = ', '.join(types.REWARD_CLIPPING)
   raise ValueError(f'reward_clipping is {kind!r}: must be one of {allowed}')
 
 

@@ -10,6 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# How it is made good that an older policy acted, see `vtrace.vtrace`.
+CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'no_correction')
+# How the recursion of V-trace is computed.
+VTRACE_METHODS = ('auto', 'scan', 'associative')
+# How rewards are bounded for learning, see `losses.clip_rewards`.
+REWARD_CLIPPING = ('abs_one', 'soft_asymmetric', 'none')
+
 # NumPy on the actor's side, jax.Array inside jitted functions.
 Array = Any
 # Any pytree of arrays.

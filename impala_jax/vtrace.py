@@ -12,9 +12,6 @@ import jax.numpy as jnp
 
 from impala_jax import types
 
-CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'no_correction')
-METHODS = ('auto', 'scan', 'associative')
-
 # exp(20) is about 5e8: far beyond any clip, and products of it with a TD error stay
 # finite in float32.
 _MAX_LOG_RHO = 20.0
@@ -94,9 +91,10 @@ def vtrace(
     c_clip: upper bound of c_t / lambda, at most `rho_clip`.
     pg_rho_clip: upper bound of rho^pg_t.
     lambda_: mixes n-step (1) and one-step (0) targets.
-    correction: one of `CORRECTIONS`.
-    method: one of `METHODS`: a sequential scan, an associative scan of logarithmic
-      depth, or what suits the platform compiled for. They differ in rounding alone.
+    correction: one of `types.CORRECTIONS`.
+    method: one of `types.VTRACE_METHODS`: a sequential scan, an associative scan of
+      logarithmic depth, or what suits the platform compiled for. They differ in
+      rounding alone.
 
   Raises:
     ValueError: unknown `correction` or `method`, or impossible clips.
@@ -181,8 +179,8 @@ def _check_settings(
   method: str,
 ) -> None:
   for name, value, allowed in (
-    ('correction', correction, CORRECTIONS),
-    ('method', method, METHODS),
+    ('correction', correction, types.CORRECTIONS),
+    ('method', method, types.VTRACE_METHODS),
   ):
     if value not in allowed:
       raise ValueError(f'{name} is {value!r}: must be one of {", ".join(allowed)}')

@@ -222,7 +222,7 @@ def test_a_bad_action_in_a_real_step_is_not_hidden(bad):
   assert np.isnan(losses.make_loss(config.Loss())(output, unroll)[0])
 
 
-@pytest.mark.parametrize('kind', config.REWARD_CLIPPING)
+@pytest.mark.parametrize('kind', types.REWARD_CLIPPING)
 def test_reward_clipping(kind):
   rewards = np.array([-100, -5, -1, -0.1, 0, 0.1, 1, 5, 100], np.float32)
   expected = [reference.clip_reward(r, kind) for r in rewards.astype(np.float64)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impala_jax import config, vtrace
+from impala_jax import types, vtrace
 from tests import numpy_reference as reference
 
 SETTINGS = (
@@ -56,7 +56,7 @@ def assert_close(actual, desired):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('correction', vtrace.CORRECTIONS)
+@pytest.mark.parametrize('correction', types.CORRECTIONS)
 @pytest.mark.parametrize('kwargs', SETTINGS)
 def test_matches_the_papers_sum(kwargs, correction, method):
   for steps in (1, 13):
@@ -82,7 +82,7 @@ def _jitted(method):
 def test_the_methods_agree(seed, steps, valid_share):
   inputs = make_inputs(seed, (steps, 4))
   valid = np.random.default_rng(seed).uniform(size=(steps, 4)) < valid_share
-  results = [_jitted(m)(**inputs, valid=valid) for m in vtrace.METHODS]
+  results = [_jitted(m)(**inputs, valid=valid) for m in types.VTRACE_METHODS]
   for other in results[1:]:
     jax.tree.map(assert_close, other, results[0])
 
@@ -99,7 +99,7 @@ def test_on_policy_targets_are_n_step_bellman():
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('correction', vtrace.CORRECTIONS)
+@pytest.mark.parametrize('correction', types.CORRECTIONS)
 @pytest.mark.parametrize('garbage', [np.nan, np.inf])
 def test_a_cut_separates_its_sides(garbage, correction, method):
   """What lies on the other side of an invalid step, or in it, changes nothing."""
@@ -134,7 +134,7 @@ def test_extreme_ratios_stay_finite(method):
   assert_close(np.log(out.rhos[:, 0]), [20, -20, 20, -20, 20, -20])
 
 
-@pytest.mark.parametrize('method', vtrace.METHODS)
+@pytest.mark.parametrize('method', types.VTRACE_METHODS)
 def test_jit_vmap_pmap_agree(method):
   shape = (7, 4, 2)
   inputs = make_inputs(6, shape)
@@ -150,7 +150,7 @@ def test_jit_vmap_pmap_agree(method):
     jax.tree.map(assert_close, other, plain)
 
 
-@pytest.mark.parametrize('method', vtrace.METHODS)
+@pytest.mark.parametrize('method', types.VTRACE_METHODS)
 def test_no_gradient_flows(method):
   inputs = make_inputs(7, (6, 2))
 
@@ -198,8 +198,3 @@ def test_refuses_wrong_arrays():
   ):
     with pytest.raises(AssertionError):
       vtrace.vtrace(**{**inputs, **wrong})
-
-
-def test_configuration_offers_what_exists():
-  assert vtrace.CORRECTIONS == config.CORRECTIONS
-  assert vtrace.METHODS == config.VTRACE_METHODS
