@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from impala_jax import config as config_lib
-from impala_jax import config_validation, losses, optimizers, types, unroll_layout
+from impala_jax import losses, optimizers, types, unroll_layout
 from impala_jax.agents import agent as agent_lib
 from impala_jax.environments import base, registry, vector
 from impala_jax.learning import learner
@@ -44,7 +44,7 @@ class Components(NamedTuple):
     """
     found = [jax.local_devices(process_index=p) for p in range(jax.process_count())]
     fewest = min(map(len, found))
-    config_validation.validate(self.config, fewest, len(found))
+    config_lib.validate(self.config, fewest, len(found))
     count = self.config.learner.num_devices
     if not count and any(len(devices) > fewest for devices in found):
       raise config_lib.ConfigError(
@@ -92,9 +92,8 @@ def build(config: config_lib.Config, custom: Custom | None = None) -> Components
     config_lib.ConfigError: lists all impossible settings and unknown levels.
   """
   custom = custom or Custom()
-  config_validation.validate(config)
+  config_lib.validate(config)
   if custom.environment is None:
-    registry.check_levels(config)
     spec = registry.environment_spec(config)
   else:
     probe = vector.SequentialVector([custom.environment])

@@ -1,17 +1,29 @@
 """One configuration object: a notebook, a local run and a cluster run share it.
 
-Frozen dataclasses, and `override`, which takes `section.field=value` texts as flags
-give them. `config_validation` says what is impossible. Named configurations live in
-`experiments/`.
+Frozen dataclasses whose fields say what they mean and may be, see `settings`. What
+several fields must be together stands in `relations` of their section, across sections
+in `validate`. Named configurations are in `configs`.
 """
 
 import dataclasses
-import difflib
 import json
-import types as pytypes
-import typing
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from impala_jax import settings, suites, types
+from impala_jax.settings import (
+  NOT_EMPTY,
+  NOT_NEGATIVE,
+  POSITIVE,
+  at_least,
+  at_most,
+  below,
+  one_of,
+  setting,
+  within,
+)
+
+ConfigError = settings.ConfigError
 
 TORSOS = ('shallow', 'deep', 'nature', 'mlp')
 OPTIMIZERS = ('rmsprop', 'adam')
@@ -20,137 +32,319 @@ TRANSPORTS = ('reverb', 'local')
 DTYPES = ('float32', 'bfloat16')
 PLATFORMS = ('auto', 'cpu', 'gpu', 'tpu')
 
-
-class ConfigError(ValueError):
-  """One or more impossible settings; the text lists all of them."""
+S = TypeVar('S', bound=settings.Section)
 
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-  """Which games, and how they are played in training."""
+  """Which levels are played. How they are played is for the suite's settings to say."""
 
-  suite: str = 'atari'
-  levels: tuple[str, ...] = ('breakout',)  # Tasks; several make one multi-task agent.
-  action_repeat: int = 4  # Frames per agent step.
-  episodic_life: bool = True  # Atari: a lost life ends an episode in training.
-  sticky_actions: float = 0.0  # Atari: probability that an action is repeated.
-  max_episode_frames: int = 108_000
-  full_action_space: bool = False  # Atari: all 18 actions; always so for several games.
-  # Suites whose engines run in processes of their own (dmlab, doom):
-  action_set: str = 'default'  # Named by the suite.
-  frame_width: int = 96  # Pixels.
-  frame_height: int = 72
-  skip_unavailable_levels: bool = False  # Else a level that lacks its data is refused.
-  step_timeout: float = 60.0  # Seconds; an engine that takes longer is replaced.
-  reset_timeout: float = 300.0
-  engine_restarts: int = 5  # Of one environment within ten minutes; more end the actor.
-  level_cache: str = ''  # Directory of compiled maps; '' for the user's cache folder.
-  level_cache_gib: float = 10.0  # Its bound; 0 for no cache.
-  episode_seeds: int = 0  # DeepMind Lab: training episodes draw from so many seeds,
-  # so that maps repeat and the level cache hits; 0 for all 2^31.
-  dataset_path: str = ''  # DeepMind Lab: the pictures of two psychlab levels.
+  suite: str = setting(
+    'atari',
+    'The levels are of this suite: a registered name, or package.module:attribute.',
+  )
+  levels: tuple[str, ...] = setting(
+    ('breakout',),
+    'These tasks are played. Several make one multi-task agent.',
+    NOT_EMPTY,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  torso: str = 'nature'
-  hidden: int = 512  # Units of the linear layer after the torso.
-  lstm: int = 0  # LSTM units, 0 for none.
-  frame_stack: int = 4  # Frames the network sees at once; they travel once each.
-  last_action_reward: bool = False  # Feed the last action and reward.
-  instructions: bool = False  # Encode a text observation.
-  dtype: str = 'float32'  # Of the torso; heads and loss are float32 always.
+  """The agent's network, see `agents.networks`."""
+
+  torso: str = setting(
+    'nature', 'This stack of layers turns an observation into features.', one_of(TORSOS)
+  )
+  hidden: int = setting(
+    512, 'The linear layer after the torso has so many units.', at_least(1)
+  )
+  lstm: int = setting(
+    0, 'The LSTM has so many units. With 0 there is none.', NOT_NEGATIVE
+  )
+  frame_stack: int = setting(
+    4, 'The network sees so many frames at once. Each travels once.', at_least(1)
+  )
+  last_action_reward: bool = setting(
+    False, 'The network is also given the last action and reward.'
+  )
+  instructions: bool = setting(False, 'The network also reads a text observation.')
+  dtype: str = setting(
+    'float32',
+    'The torso computes in this type. Heads and loss always compute in float32.',
+    one_of(DTYPES),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  discount: float = 0.99
-  baseline_cost: float = 0.5
-  entropy_cost: float = 0.01
-  correction: str = 'vtrace'
-  rho_clip: float = 1.0
-  c_clip: float = 1.0
-  pg_rho_clip: float = 1.0
-  trace_lambda: float = 1.0
-  reward_clipping: str = 'abs_one'
-  vtrace_method: str = 'auto'
+  """The loss of an unroll, see `losses.make_loss`."""
+
+  discount: float = setting(
+    0.99, 'A reward is worth so much of itself one agent step earlier.', within(0, 1)
+  )
+  baseline_cost: float = setting(
+    0.5, 'The squared error of the values has this weight.', NOT_NEGATIVE
+  )
+  entropy_cost: float = setting(
+    0.01, 'The entropy of the policy is rewarded with this weight.', NOT_NEGATIVE
+  )
+  correction: str = setting(
+    'vtrace',
+    'So it is made good that an older policy acted, see `vtrace.vtrace`.',
+    one_of(types.CORRECTIONS),
+  )
+  rho_clip: float = setting(
+    1.0,
+    'The importance weights of temporal differences are clipped to this.',
+    NOT_NEGATIVE,
+  )
+  c_clip: float = setting(
+    1.0,
+    'The importance weights that carry differences back in time are clipped to this.',
+    NOT_NEGATIVE,
+  )
+  pg_rho_clip: float = setting(
+    1.0,
+    'The importance weights of the policy gradient are clipped to this.',
+    NOT_NEGATIVE,
+  )
+  trace_lambda: float = setting(
+    1.0, 'It mixes targets of n steps (1) with those of one step (0).', NOT_NEGATIVE
+  )
+  reward_clipping: str = setting(
+    'abs_one',
+    'Rewards are so bounded where the learner learns from them, see '
+    '`losses.clip_rewards`. The figures of a run count them as they were.',
+    one_of(types.REWARD_CLIPPING),
+  )
+  vtrace_method: str = setting(
+    'auto',
+    'The recursion is computed so. The methods differ in rounding alone.',
+    one_of(types.VTRACE_METHODS),
+  )
+
+  def relations(self) -> Iterator[tuple[str, str]]:
+    if self.c_clip > self.rho_clip:
+      yield 'c_clip', f'must not exceed loss.rho_clip ({self.rho_clip})'
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   """Losses are sums over time and batch; learning rates assume that."""
 
-  name: str = 'rmsprop'
-  learning_rate: float = 6e-4
-  schedule: str = 'linear'  # To 0 at `learner.total_frames`.
-  decay: float = 0.99  # RMSProp.
-  momentum: float = 0.0  # RMSProp.
-  epsilon: float = 0.01  # RMSProp: inside the root. Adam: outside.
-  adam_b1: float = 0.9
-  adam_b2: float = 0.999
-  max_grad_norm: float = 40.0  # Global-norm clip, 0 for none.
+  name: str = setting('rmsprop', 'Updates follow this rule.', one_of(OPTIMIZERS))
+  learning_rate: float = setting(
+    6e-4, 'The first update has this learning rate.', POSITIVE
+  )
+  schedule: str = setting(
+    'linear',
+    'The learning rate falls to 0 at learner.total_frames, or stays.',
+    one_of(SCHEDULES),
+  )
+  decay: float = setting(
+    0.99, "RMSProp's running mean of squared gradients decays by this.", within(0, 1)
+  )
+  momentum: float = setting(0.0, 'RMSProp has this momentum.', NOT_NEGATIVE)
+  epsilon: float = setting(
+    0.01,
+    'It bounds the steps of small gradients. RMSProp adds it inside the square root, '
+    'Adam outside.',
+    POSITIVE,
+  )
+  adam_b1: float = setting(
+    0.9, "Adam's running mean of gradients decays by this.", within(0, 1)
+  )
+  adam_b2: float = setting(
+    0.999, "Adam's running mean of squared gradients decays by this.", within(0, 1)
+  )
+  max_grad_norm: float = setting(
+    40.0,
+    'Longer gradients are scaled down to this global norm. With 0 none are.',
+    NOT_NEGATIVE,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Actor:
-  num_actors: int = 1
-  envs_per_actor: int = 32
-  unroll_length: int = 20  # Agent steps.
-  inference_batch: int = 0  # Environments per policy call, 0 for all of an actor's.
-  env_threads: int = 1  # Native threads that step an actor's environments.
-  send_logits: bool = False  # Behaviour logits travel too.
-  # Where an actor's own policy runs. 'auto': on the CPU in a process of its own, with
-  # the learner where actors are threads of its process.
-  platform: str = 'auto'
+  """The actors, and where they run their policy."""
+
+  num_actors: int = setting(
+    1, 'There are so many actors: processes, or threads of one process.', at_least(1)
+  )
+  envs_per_actor: int = setting(
+    32, 'Each actor plays so many environments.', at_least(1)
+  )
+  unroll_length: int = setting(20, 'An unroll has so many agent steps.', at_least(1))
+  inference_batch: int = setting(
+    0,
+    "A policy call is for so many environments. With 0 it is for all of an actor's.",
+    NOT_NEGATIVE,
+  )
+  env_threads: int = setting(
+    1, "So many native threads step an actor's environments.", at_least(1)
+  )
+  send_logits: bool = setting(False, 'The logits of the behaviour policy travel, too.')
+  platform: str = setting(
+    'auto',
+    "An actor runs its own policy there. 'auto' is the CPU for an actor that is a "
+    "process, and the learner's device for one that is a thread.",
+    one_of(PLATFORMS),
+  )
+
+  def relations(self) -> Iterator[tuple[str, str]]:
+    if self.inference_batch > self.envs_per_actor:
+      allowed = f'must not exceed actor.envs_per_actor ({self.envs_per_actor})'
+      yield 'inference_batch', allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
   """Servers that run the policy for the actors, in place of policies of their own."""
 
-  servers: int = 0  # Processes; actor i asks server i modulo that. 0 for none.
-  max_batch: int = 256  # Environments per policy call.
-  deadline_ms: float = 2.0  # That the oldest request waits for more to come.
-  max_environments: int = 0  # Of one server, 0 for twice those dealt to it.
-  platform: str = 'auto'  # 'auto' takes what JAX takes on that host.
+  servers: int = setting(
+    0,
+    'There are so many server processes, to which actors are dealt in turn. With 0 '
+    'each actor runs its own policy.',
+    NOT_NEGATIVE,
+  )
+  max_batch: int = setting(
+    256, 'A policy call is for at most so many environments.', at_least(1)
+  )
+  deadline_ms: float = setting(
+    2.0,
+    'The oldest request waits so many milliseconds for more to come.',
+    NOT_NEGATIVE,
+    at_most(10_000, 'or actors would take the server to be gone'),
+  )
+  max_environments: int = setting(
+    0,
+    'One server has room for so many environments. With 0 it has room for twice those '
+    'dealt to it, so that it can stand in for another.',
+    NOT_NEGATIVE,
+  )
+  platform: str = setting(
+    'auto',
+    "The servers compute on this. 'auto' is what JAX takes on their hosts.",
+    one_of(PLATFORMS),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-  batch_size: int = 32  # Unrolls per update, over all devices.
-  total_frames: int = 200_000_000
-  publish_interval: int = 1  # Updates between published parameters.
-  max_policy_lag: int = 0  # Updates; older unrolls are refused. 0: no limit.
-  metrics_interval: float = 2.0  # Seconds between metric records.
-  checkpoint_interval: float = 60.0  # Seconds between checkpoints.
-  keep_checkpoints: int = 3
-  num_devices: int = 0  # Local devices for pmap, 0 for all.
+  """The updates, and what the learner publishes and keeps."""
+
+  batch_size: int = setting(
+    32, 'An update takes so many unrolls, over all devices.', at_least(1)
+  )
+  total_frames: int = setting(
+    200_000_000, 'The run ends after so many frames.', at_least(1)
+  )
+  publish_interval: int = setting(
+    1, 'Parameters are published once in so many updates.', at_least(1)
+  )
+  max_policy_lag: int = setting(
+    0,
+    'Unrolls whose parameters are more updates old than this are refused. With 0 '
+    'none are.',
+    NOT_NEGATIVE,
+  )
+  metrics_interval: float = setting(
+    2.0, 'So many seconds pass between two metrics records.', POSITIVE
+  )
+  checkpoint_interval: float = setting(
+    60.0, 'So many seconds pass between two checkpoints.', POSITIVE
+  )
+  keep_checkpoints: int = setting(
+    3, 'So many of the newest checkpoints are kept.', at_least(1)
+  )
+  num_devices: int = setting(
+    0,
+    "A learner process uses so many of its host's devices. With 0 it uses all.",
+    NOT_NEGATIVE,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Transport:
-  kind: str = 'reverb'
-  queue_batches: int = 2  # Capacity of the queue, in batches.
-  tls: bool = False  # Between machines: mutual TLS, with keys made for the run.
-  open_port: bool = False  # Go on where the queue's port cannot be kept to loopback.
+  """How unrolls travel."""
+
+  kind: str = setting(
+    'reverb',
+    "Unrolls travel between processes by Reverb, or within one process ('local').",
+    one_of(TRANSPORTS),
+  )
+  queue_batches: int = setting(
+    2, 'The queue holds so many batches of unrolls.', at_least(1)
+  )
+  tls: bool = setting(
+    False, 'Machines talk through mutual TLS, with keys made for the run.'
+  )
+  open_port: bool = setting(
+    False, "The run goes on where the queue's port cannot be kept to loopback."
+  )
+
+  def relations(self) -> Iterator[tuple[str, str]]:
+    if self.tls and self.kind != 'reverb':
+      yield 'tls', f'has no meaning with transport.kind {self.kind!r}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  enabled: bool = True
-  interval: float = 60.0  # Seconds between evaluations, their own time excluded.
-  episodes: int = 5  # Per level and evaluation.
-  processes: int = 5  # Environments at a time; in dmlab and doom so many processes.
-  video: bool = True  # Of the last evaluation.
-  greedy: bool = False  # Take the likeliest action instead of sampling.
+  """What plays whole games with the newest checkpoint while the run goes on."""
+
+  enabled: bool = setting(True, 'There is an evaluator.')
+  interval: float = setting(
+    60.0, 'So many seconds pass from the end of an evaluation to the next.', POSITIVE
+  )
+  episodes: int = setting(
+    5, 'An evaluation plays so many episodes of each level.', at_least(1)
+  )
+  processes: int = setting(
+    5,
+    'So many environments are played at a time. In dmlab and doom each is a process.',
+    at_least(1),
+  )
+  video: bool = setting(True, 'The last evaluation is filmed.')
+  greedy: bool = setting(False, 'The likeliest action is taken instead of a sample.')
+
+
+# Fields that `environment` had, and the suites that have them now.
+_MOVED = {
+  'action_repeat': ('atari', 'dmlab', 'doom'),
+  'episodic_life': ('atari',),
+  'sticky_actions': ('atari',),
+  'max_episode_frames': ('atari', 'doom'),
+  'full_action_space': ('atari',),
+  'action_set': ('dmlab', 'doom'),
+  'frame_width': ('dmlab', 'doom'),
+  'frame_height': ('dmlab', 'doom'),
+  'skip_unavailable_levels': ('dmlab',),
+  'step_timeout': ('dmlab', 'doom'),
+  'reset_timeout': ('dmlab', 'doom'),
+  'engine_restarts': ('dmlab', 'doom'),
+  'level_cache': ('dmlab',),
+  'level_cache_gib': ('dmlab',),
+  'episode_seeds': ('dmlab',),
+  'dataset_path': ('dmlab',),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The whole of a run."""
+  """The whole of a run.
 
-  name: str = 'custom'
-  seed: int = 1
+  Attributes:
+    suite_settings: those of the run's suite, of the class that the suite declares.
+      None for its defaults: an object that equals them becomes None. In `override` and
+      in JSON they are a section of the suite's name.
+  """
+
+  name: str = setting('custom', 'People know the run by this name.')
+  seed: int = setting(
+    1, 'All random numbers of the run follow from it.', NOT_NEGATIVE, below(2**31)
+  )
   environment: Environment = Environment()
   network: Network = Network()
   loss: Loss = Loss()
@@ -160,14 +354,52 @@ class Config:
   learner: Learner = Learner()
   transport: Transport = Transport()
   evaluator: Evaluator = Evaluator()
+  suite_settings: settings.Section | None = settings.unlisted(None)
+
+  def __post_init__(self) -> None:
+    given = self.suite_settings
+    if given is not None and given == type(given)():
+      object.__setattr__(self, 'suite_settings', None)
+
+  def of_suite(self, kind: type[S]) -> S:
+    """The settings of the run's suite, whose class is `kind`.
+
+    Raises:
+      ConfigError: those given are of another class.
+    """
+    found = kind() if self.suite_settings is None else self.suite_settings
+    if not isinstance(found, kind):
+      raise ConfigError(
+        f'suite_settings is {found!r}: must be of {kind.__module__}.'
+        f'{kind.__qualname__}, for environment.suite is {self.environment.suite!r}'
+      )
+    return found
+
+  @property
+  def suite_section(self) -> settings.Section | None:
+    """Settings of the run's suite; None where it has none, or is not known here.
+
+    Raises:
+      ConfigError: the suite cannot be imported, or has other settings than those given.
+    """
+    kind = suites.settings_of(self.environment.suite)
+    if kind is not None:
+      return self.of_suite(kind)
+    if self.suite_settings is not None:
+      raise ConfigError(
+        f'suite_settings is {self.suite_settings!r}: the suite '
+        f'{self.environment.suite!r} has no settings, or is not known here'
+      )
+    return None
+
+  @property
+  def action_repeat(self) -> int:
+    """Frames of an agent step: 1 where the suite has no such setting."""
+    return int(getattr(self.suite_section, 'action_repeat', 1))
 
   @property
   def frames_per_update(self) -> int:
-    return (
-      self.learner.batch_size
-      * self.actor.unroll_length
-      * self.environment.action_repeat
-    )
+    return self.learner.batch_size * self.actor.unroll_length * self.action_repeat
 
   @property
   def total_updates(self) -> int:
@@ -186,94 +418,238 @@ class Config:
     """Unrolls."""
     return self.transport.queue_batches * self.learner.batch_size
 
+  def relations(self) -> Iterator[tuple[str, str]]:
+    frames = max(1, self.frames_per_update)
+    if self.learner.total_frames // frames >= 2**31 - 1:
+      yield 'learner.total_frames', f'must be below 2^31 updates of {frames} frames'
+    levels, envs = len(self.environment.levels), self.actor.envs_per_actor
+    total_envs = envs * self.actor.num_actors
+    if levels > total_envs:
+      yield (
+        'environment.levels',
+        f'{levels} levels need as many environments, but there are '
+        f'{self.actor.num_actors} actors x {envs} = {total_envs}',
+      )
+    # What even the newest unroll is behind when it trains: batches that wait in a full
+    # queue and two that are read ahead; or what all environments make in its time.
+    queue = self.transport.queue_batches + 2
+    meanwhile = -(-total_envs // max(1, self.learner.batch_size))
+    least = max(queue, meanwhile)
+    if 0 < self.learner.max_policy_lag < least:
+      yield (
+        'learner.max_policy_lag',
+        f'must be 0 (no limit) or at least {least}, or most unrolls would be refused: '
+        f'one out of a full queue is transport.queue_batches + 2 = {queue} updates '
+        f'behind, and {total_envs} environments / learner.batch_size = {meanwhile} '
+        'updates pass while each makes one unroll',
+      )
+    if self.inference.servers > 0:
+      yield from self._inference_relations()
 
-def override(config: Config, settings: Sequence[str]) -> Config:
+  def _inference_relations(self) -> Iterator[tuple[str, str]]:
+    inference, actor = self.inference, self.actor
+    if self.transport.kind != 'reverb':
+      yield (
+        'inference.servers',
+        'servers are processes of their own, which transport.kind '
+        f'{self.transport.kind!r} has not',
+      )
+    if inference.servers > actor.num_actors:
+      yield (
+        'inference.servers',
+        f'must not exceed actor.num_actors ({actor.num_actors}), or some would have '
+        'nothing to do',
+      )
+    rows = actor.inference_batch or actor.envs_per_actor
+    if inference.max_batch < rows:
+      yield (
+        'inference.max_batch',
+        f'must hold what one actor asks at once, {rows} environments '
+        '(actor.inference_batch, or actor.envs_per_actor)',
+      )
+    need = -(-actor.num_actors // inference.servers) * actor.envs_per_actor
+    if 0 < inference.max_environments < need:
+      yield (
+        'inference.max_environments',
+        f'must be 0 or at least the {need} of the actors dealt to one server',
+      )
+    if actor.platform != 'auto':
+      yield (
+        'actor.platform',
+        'has no meaning with inference.servers, see inference.platform',
+      )
+
+
+def validate(
+  config: Config, local_devices: int | None = None, learners: int = 1
+) -> None:
+  """Checks every setting, those of the suite too, and how they fit together.
+
+  Args:
+    config: what to check.
+    local_devices: devices of a learner process where known.
+    learners: learner processes, each with as many devices.
+
+  Raises:
+    ConfigError: lists all problems, each with field, value and what is allowed.
+  """
+  settings.raise_problems(settings.wrong_types(config))
+  settings.raise_problems(
+    settings.problems((config, ''), *_suite_part(config))
+    + _device_problems(config.learner, local_devices, learners)
+  )
+
+
+def suite_problems(config: Config) -> list[str]:
+  """What is wrong with the settings of the run's suite.
+
+  Raises:
+    ConfigError: see `Config.suite_section`.
+  """
+  return settings.problems(*_suite_part(config))
+
+
+def override(config: Config, texts: Sequence[str]) -> Config:
   """Applies `section.field=value` settings; lists are separated by commas.
+
+  The settings of the run's suite are a section of its name. Another suite drops those
+  of the suite before.
 
   Raises:
     ConfigError: lists every unknown field and unreadable value.
   """
-  problems = []
-  for setting in settings:
-    key, eq, text = setting.partition('=')
+  found = []
+  own = settings.kinds(Config)
+  # Those of the suite last: it decides what they are.
+  for text in sorted(texts, key=lambda t: _section_of(t) not in own):
     try:
-      if not eq:
-        raise ConfigError(f'{setting!r}: write section.field=value')
-      config = _replace(config, key.strip().split('.'), text.strip(), key.strip())
+      config = _assign(config, *settings.split(text))
     except ConfigError as e:
-      problems.append(str(e))
-  if problems:
-    raise ConfigError('\n'.join(problems))
+      found.append(str(e))
+  if found:
+    raise ConfigError('\n'.join(found))
   return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-  """Plain JSON-able form."""
-  return json.loads(json.dumps(dataclasses.asdict(config)))
+  """Plain JSON-able form, with the settings of the suite as a section of its name."""
+  data = dataclasses.asdict(config)
+  del data['suite_settings']
+  section = config.suite_section
+  if section is not None:
+    data[config.environment.suite] = dataclasses.asdict(section)
+  plain: dict[str, Any] = json.loads(json.dumps(data))
+  return plain
 
 
-def from_dict(data: dict[str, Any]) -> Config:
-  """The inverse of `to_dict`; refuses unknown fields."""
-  return _from_dict(Config, data, '')
+def from_dict(data: Any) -> Config:
+  """The inverse of `to_dict`; what lacks takes its default.
 
-
-def _from_dict(cls: type, data: dict[str, Any], prefix: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  values = {}
-  for key, value in data.items():
-    if key not in hints:
-      raise ConfigError(_unknown(prefix + key, cls, prefix))
-    if dataclasses.is_dataclass(hints[key]):
-      value = _from_dict(typing.cast(type, hints[key]), value, f'{prefix}{key}.')
-    elif isinstance(value, list):
-      value = tuple(value)
-    values[key] = value
-  return cls(**values)
-
-
-def _replace(node: Any, path: list[str], text: str, full: str) -> Any:
-  hints = typing.get_type_hints(type(node))
-  prefix = full[: len(full) - len('.'.join(path))]
-  name = path[0]
-  if name not in hints:
-    raise ConfigError(_unknown(full, type(node), prefix))
-  current = getattr(node, name)
-  if dataclasses.is_dataclass(current):
-    if len(path) == 1:
-      raise ConfigError(f'{full} is a section: write {full}.field=value')
-    value = _replace(current, path[1:], text, full)
-  elif len(path) > 1:
-    raise ConfigError(f'{full}: {prefix}{name} has no fields')
-  else:
-    value = _parse(text, hints[name], full)
-  return dataclasses.replace(node, **{name: value})
-
-
-def _parse(text: str, kind: Any, full: str) -> Any:
-  try:
-    if kind is bool:
-      return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
-    if kind is int:
-      number = float(text.replace('_', ''))  # 2e6 is a number of frames, too.
-      if number != int(number):
-        raise ValueError
-      return int(number)
-    if kind is float:
-      return float(text)
-    if isinstance(kind, pytypes.GenericAlias):
-      return tuple(part.strip() for part in text.split(',') if part.strip())
-    return text
-  except (KeyError, ValueError, OverflowError):
-    name = getattr(kind, '__name__', str(kind))
-    raise ConfigError(f'{full}={text!r}: not a valid {name}') from None
-
-
-def _unknown(full: str, cls: type, prefix: str) -> str:
-  names = [f.name for f in dataclasses.fields(cls)]
-  near = difflib.get_close_matches(full[len(prefix) :].split('.')[0], names, 3)
-  hint = (
-    f'did you mean {", ".join(prefix + n for n in near)}?'
-    if near
-    else ('known are ' + ', '.join(prefix + n for n in names))
+  Raises:
+    ConfigError: lists every unknown field and section, and every value of a wrong type.
+  """
+  if not isinstance(data, dict):
+    raise ConfigError(f'the configuration is {data!r}: must be a JSON object')
+  found = []
+  suite, environment = Environment().suite, data.get('environment')
+  if isinstance(environment, dict):
+    named = environment.get('suite')
+    suite = named if isinstance(named, str) else suite
+    found += [_moved(name, suite) for name in environment if name in _MOVED]
+    rest = {k: v for k, v in environment.items() if k not in _MOVED}
+    data = {**data, 'environment': rest}
+  own = settings.kinds(Config)
+  config = settings.from_dict(
+    Config, {k: v for k, v in data.items() if k in own}, '', found
   )
-  return f'unknown setting {full}: {hint}'
+  for name in data:
+    if name in own:
+      continue
+    try:
+      section = settings.from_dict(
+        _settings_of(name, suite), data[name], f'{name}.', found
+      )
+      config = dataclasses.replace(config, suite_settings=section)
+    except ConfigError as e:
+      found.append(str(e))
+  if found:
+    raise ConfigError('\n'.join(found))
+  return config
+
+
+def describe_settings() -> list[settings.SettingInfo]:
+  """All settings that there are, those of every suite known in this process last."""
+  found = list(settings.describe(Config))
+  for name in suites.names():
+    kind = suites.settings_of(name)
+    if kind is not None:
+      found += settings.describe(kind, f'{name}.')
+  return found
+
+
+def _assign(config: Config, name: str, text: str) -> Config:
+  suite = config.environment.suite
+  section, _, field = name.partition('.')
+  if section == 'environment' and field in _MOVED:
+    raise ConfigError(_moved(field, suite))
+  if section in settings.kinds(Config):
+    config = settings.assign(config, name, text)
+    if config.environment.suite != suite:
+      config = dataclasses.replace(config, suite_settings=None)
+    return config
+  # The name of a suite may have dots.
+  prefix = f'{suite}.' if name.startswith(f'{suite}.') else f'{section}.'
+  kind = _settings_of(prefix[:-1], suite)
+  changed = settings.assign(
+    config.of_suite(kind), name.removeprefix(prefix), text, prefix
+  )
+  return dataclasses.replace(config, suite_settings=changed)
+
+
+def _settings_of(section: str, suite: str) -> type[settings.Section]:
+  """The settings of the run's suite, where `section` is its name."""
+  if section == suite:
+    kind = suites.settings_of(suite)
+    if kind is not None:
+      return kind
+    suites.find(suite)  # Raises where it is not known.
+    raise ConfigError(f'unknown settings {section}.*: that suite has none')
+  if section in suites.names():
+    raise ConfigError(f'{section}.* has no effect: environment.suite is {suite!r}')
+  sections = [*settings.kinds(Config), suite]
+  raise ConfigError(settings.unknown(section, '', sections))
+
+
+def _suite_part(config: Config) -> list[tuple[settings.Section, str]]:
+  section = config.suite_section
+  return [] if section is None else [(section, f'{config.environment.suite}.')]
+
+
+def _moved(field: str, suite: str) -> str:
+  now = _MOVED[field]
+  names = ' or '.join(f'{s}.{field}' for s in ((suite,) if suite in now else now))
+  return f'environment.{field} is now {names}'
+
+
+def _section_of(text: str) -> str:
+  return text.partition('=')[0].partition('.')[0].strip()
+
+
+def _device_problems(
+  learner: Learner, local_devices: int | None, learners: int
+) -> list[str]:
+  found = []
+  # Where a learner's devices are not known yet, it has at least one.
+  devices = learners * (learner.num_devices or local_devices or 1)
+  if devices > 0 and learner.batch_size % devices:
+    each = f' ({learners} learners x {devices // learners})' if learners > 1 else ''
+    found.append(
+      f'learner.batch_size is {learner.batch_size}: must be a multiple of the number '
+      f'of devices{each}: {learner.batch_size} = {learner.batch_size // devices} x '
+      f'{devices} + {learner.batch_size % devices}'
+    )
+  if local_devices and learner.num_devices > local_devices:
+    found.append(
+      f'learner.num_devices is {learner.num_devices}: this machine has {local_devices}'
+    )
+  return found

@@ -55,7 +55,7 @@ def catch() -> Config:
   """Catch: seconds to minutes; what the tests train."""
   return Config(
     name='catch',
-    environment=Environment(suite='catch', levels=('catch',), action_repeat=1),
+    environment=Environment(suite='catch', levels=('catch',)),
     network=Network(torso='mlp', hidden=64, frame_stack=1),
     loss=Loss(entropy_cost=0.003),
     optimizer=Optimizer(name='adam', learning_rate=2e-3, epsilon=1e-8),
@@ -89,9 +89,7 @@ def paper_dmlab_level() -> Config:
   """One DeepMind Lab level: deep network with LSTM, 96x72 RGB, unrolls of 100."""
   return Config(
       name='paper_dmlab_level',
-      environment=Environment(
-          suite='dmlab', levels=('rooms_watermaze',), episodic_life=False
-      ),
+      environment=Environment(suite='dmlab', levels=('rooms_watermaze',)),
       network=Network(
           torso='deep', hidden=256, lstm=256, frame_stack=1,
           last_action_reward=True, instructions=True,
@@ -126,7 +124,7 @@ def doom() -> Config:
   """Nine scenarios of ViZDoom as one agent, on two cores."""
   return Config(
     name='doom',
-    environment=Environment(suite='doom', levels=('doom9',), episodic_life=False),
+    environment=Environment(suite='doom', levels=('doom9',)),
     network=Network(
       torso='shallow', hidden=256, lstm=256, frame_stack=1, last_action_reward=True
     ),

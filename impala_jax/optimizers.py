@@ -3,6 +3,7 @@
 import optax
 
 from impala_jax import config as config_lib
+from impala_jax import settings as settings_lib
 
 
 def make_optimizer(config: config_lib.Config) -> optax.GradientTransformation:
@@ -19,8 +20,9 @@ def make_optimizer(config: config_lib.Config) -> optax.GradientTransformation:
   The learning rate counts the updates applied, from 0: `learning_rate_at`.
 
   Raises:
-    ValueError: unknown optimiser or schedule.
+    config.ConfigError: lists all impossible settings of the optimiser.
   """
+  settings_lib.check(config.optimizer, 'optimizer.')
   settings = config.optimizer
   schedule = _schedule(config)
   if settings.name == 'rmsprop':
@@ -32,13 +34,10 @@ def make_optimizer(config: config_lib.Config) -> optax.GradientTransformation:
       eps_in_sqrt=True,
       momentum=settings.momentum or None,
     )
-  elif settings.name == 'adam':
+  else:
     transformation = optax.adam(
       schedule, b1=settings.adam_b1, b2=settings.adam_b2, eps=settings.epsilon
     )
-  else:
-    allowed = ', '.join(config_lib.OPTIMIZERS)
-    raise ValueError(f'optimizer.name is {settings.name!r}: must be one of {allowed}')
   if settings.max_grad_norm == 0:
     return transformation
   return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), transformation)
@@ -48,8 +47,11 @@ def learning_rate_at(config: config_lib.Config, updates: int) -> float:
   """The learning rate of the update that follows `updates` updates.
 
   Plain Python, so that it never waits for a device that is busy with updates.
+
+  Raises:
+    config.ConfigError: lists all impossible settings of the optimiser.
   """
-  _check_schedule(config)
+  settings_lib.check(config.optimizer, 'optimizer.')
   settings = config.optimizer
   if settings.schedule == 'constant':
     return settings.learning_rate
@@ -57,15 +59,7 @@ def learning_rate_at(config: config_lib.Config, updates: int) -> float:
 
 
 def _schedule(config: config_lib.Config) -> optax.Schedule:
-  _check_schedule(config)
   settings = config.optimizer
   if settings.schedule == 'constant':
     return optax.constant_schedule(settings.learning_rate)
   return optax.linear_schedule(settings.learning_rate, 0.0, config.total_updates)
-
-
-def _check_schedule(config: config_lib.Config) -> None:
-  schedule = config.optimizer.schedule
-  if schedule not in config_lib.SCHEDULES:
-    allowed = ', '.join(config_lib.SCHEDULES)
-    raise ValueError(f'optimizer.schedule is {schedule!r}: must be one of {allowed}')

@@ -137,9 +137,7 @@ def _default_config(
   frame = observation.get('frame') if isinstance(observation, dict) else observation
   image = frame is not None and len(frame.shape) == 3 and frame.dtype == np.uint8
   return config_lib.Config(
-    environment=config_lib.Environment(
-      suite='custom', levels=('custom',), action_repeat=1
-    ),
+    environment=config_lib.Environment(suite='custom', levels=('custom',)),
     network=config_lib.Network(
       torso='shallow' if image else 'mlp', hidden=256 if image else 64, frame_stack=1
     ),

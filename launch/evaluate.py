@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from impala_jax import components, config_validation
+from impala_jax import components
 from impala_jax import config as config_lib
 from impala_jax.environments import registry
 from impala_jax.evaluation import evaluator, films, playing
@@ -167,7 +167,7 @@ def _plan() -> _Plan:
   policy = _find_policy()
   config = config_lib.from_dict(policy.metadata['config'])
   config = config_lib.override(config, _SET.value)
-  config_validation.validate(config)
+  config_lib.validate(config)
   config, tasks = _find_tasks(config)
   parts = components.build(config)
   evaluator.check_policy(parts.agent, policy)

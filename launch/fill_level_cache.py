@@ -4,7 +4,7 @@
     --level_cache=/shared/maps
 
 For each level the episodes with seeds 0 to seeds - 1 are begun, once each. A run finds
-their maps if it draws its episodes from the same seeds: `environment.episode_seeds`. A
+their maps if it draws its episodes from the same seeds: `dmlab.episode_seeds`. A
 run that draws from all 2^31 seeds hardly ever meets one again. Evaluations have maps of
 their own, and language levels also ask for maps in mid-episode: neither is made here.
 
@@ -175,16 +175,17 @@ def _configure() -> config_lib.Config:
     raise config_lib.ConfigError(f'--level_cache_gib={_GIB.value}: must be above 0')
   if _TIMEOUT.value <= 0:
     raise config_lib.ConfigError(f'--timeout={_TIMEOUT.value}: must be above 0')
-  environment = config_lib.Environment(
-    suite='dmlab',
-    levels=tuple(_LEVELS.value),
+  settings = dmlab_suite.Settings(
     level_cache=_CACHE.value or str(level_cache.default_directory()),
     level_cache_gib=_GIB.value,
     dataset_path=_PICTURES.value,
     skip_unavailable_levels=_SKIP.value,
     reset_timeout=_TIMEOUT.value,
   )
-  config = dmlab_suite.resolve(config_lib.Config(environment=environment))
+  environment = config_lib.Environment(suite='dmlab', levels=tuple(_LEVELS.value))
+  config = dmlab_suite.resolve(
+    config_lib.Config(environment=environment, suite_settings=settings)
+  )
   wrong = [dmlab_suite.problem(x) for x in config.environment.levels]
   if any(wrong):
     raise config_lib.ConfigError('\n'.join(x for x in wrong if x))
@@ -204,7 +205,7 @@ def main(argv: list[str]) -> int:
   console = rich.console.Console()
   try:
     config = _configure()
-    directory = pathlib.Path(config.environment.level_cache)
+    directory = pathlib.Path(config.of_suite(dmlab_suite.Settings).level_cache)
     _check_directory(directory)
   except config_lib.ConfigError as e:
     print(f'impala_jax: {e}', file=sys.stderr)

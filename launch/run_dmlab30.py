@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
     {
       'environment.suite': _SUITE.value if flags.FLAGS['suite'].present else None,
       'environment.levels': ','.join(_LEVELS.value) if _LEVELS.value else None,
-      'environment.skip_unavailable_levels': _SKIP.value,
-      'environment.dataset_path': _DATASET.value,
-      'environment.level_cache': _CACHE.value,
+      'dmlab.skip_unavailable_levels': _SKIP.value,
+      'dmlab.dataset_path': _DATASET.value,
+      'dmlab.level_cache': _CACHE.value,
       'network.torso': _TORSO.value,
     },
   )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from absl import flags
 
 from impala_jax import config as config_lib
-from impala_jax import config_validation, configs
+from impala_jax import configs
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
 from impala_jax.launching import backends, live_view, run_directory
@@ -65,7 +65,7 @@ def main(argv: list[str], config_name: str, short: Mapping[str, object]) -> int:
         config_lib.override(configs.get(config_name), settings), settings
       )
     config = registry.resolve(config)
-    config_validation.validate(config)
+    config_lib.validate(config)
     if _CHECK.value:
       # Late: it loads JAX, which this process can do without.
       from impala_jax import components

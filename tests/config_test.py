@@ -2,11 +2,42 @@
 
 import dataclasses
 import json
+import pathlib
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from impala_jax import config as config_lib
-from impala_jax import config_validation, configs
+from impala_jax import configs, settings, suites
+
+
+def flat(config):
+  """By dotted name, those of the suite too."""
+  found = {}
+  for name, value in config_lib.to_dict(config).items():
+    if isinstance(value, dict):
+      found |= {f'{name}.{field}': x for field, x in value.items()}
+    else:
+      found[name] = value
+  return found
+
+
+def test_named_configurations_are_what_they_were():
+  """Their figures are published: a setting may join, none may change by accident."""
+  text = (pathlib.Path(__file__).parent / 'named_configurations.json').read_text()
+  known = json.loads(text)
+  common = known.pop('common')
+  assert set(known) == set(configs.names())
+  for name, own in known.items():
+    now = flat(configs.get(name))
+    was = {k: v for k, v in {**common, **own}.items() if k in now}
+    assert was.items() <= now.items()
+    assert own.keys() <= now.keys()
+    # What has joined has its default.
+    defaults = {i.name: i.default for i in config_lib.describe_settings()}
+    assert all(now[k] == defaults[k] for k in now.keys() - was.keys())
 
 
 def test_json_round_trip_of_every_named_configuration():
@@ -15,7 +46,210 @@ def test_json_round_trip_of_every_named_configuration():
     assert config.name == name
     text = json.dumps(config_lib.to_dict(config))
     assert config_lib.from_dict(json.loads(text)) == config
-    config_validation.validate(config)
+    config_lib.validate(config)
+
+
+def _values(info):
+  """Values of a setting's type, whether or not they are in its range."""
+  texts = st.text(st.characters(exclude_characters=',', exclude_categories=['C', 'Z']))
+  return {
+    'bool': st.booleans(),
+    'int': st.integers(-(2**40), 2**40),
+    'float': st.floats(allow_nan=False),
+    'str': texts,
+    'list of str': st.lists(texts.filter(bool), max_size=3).map(tuple),
+  }[info.type]
+
+
+@given(st.data())
+def test_round_trips_of_any_values(data):
+  suite = data.draw(st.sampled_from(['atari', 'catch', 'dmlab', 'doom', 'procgen']))
+  others = {f'{name}.' for name in suites.names()} - {f'{suite}.'}
+  known = [
+    info
+    for info in config_lib.describe_settings()
+    if not info.name.startswith(tuple(others)) and info.name != 'environment.suite'
+  ]
+  chosen = data.draw(st.lists(st.sampled_from(known), unique=True))
+  values = {info.name: data.draw(_values(info), info.name) for info in chosen}
+  texts = [
+    f'{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in values.items()
+  ]
+  config = config_lib.override(
+    config_lib.Config(),
+    data.draw(st.permutations([*texts, f'environment.suite={suite}'])),
+  )
+  now = flat(config)
+  assert now['environment.suite'] == suite
+  for name, value in values.items():
+    assert now[name] == (list(value) if isinstance(value, tuple) else value)
+  defaults = {info.name: info.default for info in known if info.name not in values}
+  assert all(
+    now[k] == (list(v) if isinstance(v, tuple) else v) for k, v in defaults.items()
+  )
+  assert config_lib.from_dict(json.loads(json.dumps(now_nested(now)))) == config
+  assert config_lib.override(config, []) == config
+
+
+def now_nested(now):
+  found = {}
+  for name, value in now.items():
+    section, _, field = name.partition('.')
+    if field:
+      found.setdefault(section, {})[field] = value
+    else:
+      found[name] = value
+  return found
+
+
+def test_every_setting_is_described():
+  found = config_lib.describe_settings()
+  names = [info.name for info in found]
+  assert len(set(names)) == len(names)
+  assert set(names) >= set(flat(config_lib.Config()))
+  assert {n.partition('.')[0] for n in names} >= {'atari', 'dmlab', 'doom', 'learner'}
+  for info in found:
+    assert info.meaning[0].isupper(), info.name
+    assert info.meaning.endswith('.'), info.name
+    # A number without a range is an oversight; other types may be free.
+    assert info.allowed or info.type not in ('int', 'float'), info.name
+  by_name = {info.name: info for info in found}
+  assert by_name['environment.levels'] == settings.SettingInfo(
+    'environment.levels', 'list of str', ('breakout',), 'must not be empty',
+    'These tasks are played. Several make one multi-task agent.',
+  )  # fmt: skip
+  assert by_name['atari.sticky_actions'].allowed == (
+    'must not be negative and must be below 1, or no action would ever be taken'
+  )
+
+
+def _with(config, name, value):
+  section, _, field = name.partition('.')
+  if not field:
+    return dataclasses.replace(config, **{name: value})
+  if section in suites.names():
+    changed = dataclasses.replace(config.suite_section, **{field: value})
+    return dataclasses.replace(config, suite_settings=changed)
+  changed = dataclasses.replace(getattr(config, section), **{field: value})
+  return dataclasses.replace(config, **{section: changed})
+
+
+def test_every_range_is_judged():
+  """A value below all ranges and one of another type, for each setting alone."""
+  for info in config_lib.describe_settings():
+    section = info.name.partition('.')[0]
+    config = config_lib.Config()
+    if section in suites.names():
+      config = config_lib.override(config, [f'environment.suite={section}'])
+    bad = {'int': -1, 'float': -0.5, 'str': 'no such', 'list of str': ()}
+    cases = [(object(), 'must be a')] if info.type != 'bool' else [(2, 'must be true')]
+    if info.allowed:
+      cases.append((bad[info.type], info.allowed.split(' and ')[0]))
+    for value, text in cases:
+      words = re.escape(f'{info.name} is {value!r}: {text}')
+      with pytest.raises(config_lib.ConfigError, match=words):
+        config_lib.validate(_with(config, info.name, value))
+
+
+def test_settings_of_the_suite():
+  config = config_lib.override(
+    config_lib.Config(),
+    # The suite decides what there is, wherever it is said.
+    ['doom.action_repeat=2', 'environment.suite=doom', 'environment.levels=basic'],
+  )
+  settings_class = suites.settings_of('doom')
+  assert config.suite_settings == settings_class(action_repeat=2)
+  assert config.of_suite(settings_class).action_repeat == config.action_repeat == 2
+  assert config.frames_per_update == 32 * 20 * 2
+  assert config_lib.to_dict(config)['doom']['action_repeat'] == 2
+  assert 'atari' not in config_lib.to_dict(config)
+  # Those of another suite leave with it.
+  config = config_lib.override(config, ['environment.suite=atari'])
+  assert config.suite_settings is None
+  assert config.action_repeat == 4
+  # Defaults are defaults, however they are said.
+  said = dataclasses.replace(config, suite_settings=suites.settings_of('atari')())
+  assert said == config
+  # A suite without such a setting plays each frame once.
+  assert configs.get('catch').action_repeat == 1
+  assert (
+    config_lib.Config(environment=config_lib.Environment('mine')).action_repeat == 1
+  )
+
+
+@pytest.mark.parametrize(
+  ('setting', 'words'),
+  [
+    ('dmlab.level_cache=x', "dmlab.* has no effect: environment.suite is 'atari'"),
+    (
+      'atari.level_cache=x',
+      'unknown setting atari.level_cache: known are atari.action_',
+    ),
+    ('atari.episodic_lives=1', 'did you mean atari.episodic_life?'),
+    ('atari.episodic_life=2', "atari.episodic_life='2': not a valid bool"),
+    ('atari=2', 'unknown setting'),
+    ('attari.x=2', 'unknown setting attari: did you mean atari?'),
+    ('environment.level_cache=x', 'environment.level_cache is now dmlab.level_cache'),
+    (
+      'environment.action_repeat=1',
+      'environment.action_repeat is now atari.action_repeat',
+    ),
+    (
+      'environment.frame_width=8',
+      'environment.frame_width is now dmlab.frame_width or doom.frame_width',
+    ),
+  ],
+)
+def test_settings_that_the_suite_has_not(setting, words):
+  with pytest.raises(config_lib.ConfigError, match=re.escape(words)):
+    config_lib.override(config_lib.Config(), ['loss.discount=1', setting])
+
+
+def test_settings_of_another_suite_are_impossible():
+  config = config_lib.Config(suite_settings=suites.settings_of('doom')(action_repeat=2))
+  for use in (config_lib.validate, config_lib.to_dict, lambda c: c.action_repeat):
+    with pytest.raises(config_lib.ConfigError, match=r'must be of impala_jax\..*atari'):
+      use(config)
+  handed = dataclasses.replace(config, environment=config_lib.Environment('mine'))
+  with pytest.raises(config_lib.ConfigError, match="the suite 'mine' has no settings"):
+    config_lib.validate(handed)
+
+
+def test_a_configuration_of_before_names_what_has_moved():
+  data = config_lib.to_dict(configs.get('doom'))
+  settings_now = data.pop('doom')
+  data['environment'] |= {**settings_now, 'level_cache': '', 'episodic_life': False}
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.from_dict(data)
+  lines = str(error.value).splitlines()
+  assert 'environment.frame_width is now doom.frame_width' in lines
+  assert 'environment.level_cache is now dmlab.level_cache' in lines
+  assert 'environment.episodic_life is now atari.episodic_life' in lines
+  assert len(lines) == len(settings_now) + 2
+
+
+def test_a_damaged_configuration_is_refused_whole():
+  data = config_lib.to_dict(config_lib.Config())
+  data['learner']['batch_size'] = '32'
+  data['environment']['levels'] = 'pong'
+  data['loss'] = 3
+  data['optimizer'] = {'learning_rate': 1}  # JSON has one kind of number.
+  data['atari']['noop'] = 1
+  data['doom'] = {}
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.from_dict(data)
+  assert str(error.value).splitlines() == [
+    "environment.levels is 'pong': must be a list, each a text",
+    'loss is 3: must be a JSON object',
+    "learner.batch_size is '32': must be a whole number",
+    'unknown setting atari.noop: did you mean atari.noop_max?',
+    "doom.* has no effect: environment.suite is 'atari'",
+  ]
+  for wrong in ([], None, 'x'):
+    with pytest.raises(config_lib.ConfigError, match='must be a JSON object'):
+      config_lib.from_dict(wrong)
+  read = config_lib.from_dict({'optimizer': {'learning_rate': 1}})
+  assert isinstance(read.optimizer.learning_rate, float)
 
 
 def test_override_reads_every_kind_of_field():
@@ -53,7 +287,7 @@ def test_all_impossible_settings_are_named_at_once_with_the_arithmetic():
      'loss.c_clip=2', 'actor.inference_batch=40', 'transport.queue_batches=0'],
   )  # fmt: skip
   with pytest.raises(config_lib.ConfigError) as error:
-    config_validation.validate(config, local_devices=4)
+    config_lib.validate(config, local_devices=4)
   text = str(error.value)
   assert text.startswith('6 impossible setting(s)')
   assert '6 = 1 x 4 + 2' in text
@@ -67,7 +301,7 @@ def test_all_impossible_settings_are_named_at_once_with_the_arithmetic():
 def test_more_updates_than_a_learner_can_count_are_impossible():
   settings = ['learner.total_frames=1e12', 'learner.batch_size=1']
   with pytest.raises(config_lib.ConfigError, match=r'below 2\^31 updates of 80 frames'):
-    config_validation.validate(config_lib.override(config_lib.Config(), settings))
+    config_lib.validate(config_lib.override(config_lib.Config(), settings))
 
 
 def test_more_levels_than_environments_is_impossible():
@@ -75,7 +309,7 @@ def test_more_levels_than_environments_is_impossible():
     config_lib.Config(), ['environment.levels=a,b,c', 'actor.envs_per_actor=2']
   )
   with pytest.raises(config_lib.ConfigError, match='1 actors x 2 = 2'):
-    config_validation.validate(config)
+    config_lib.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +322,7 @@ def test_more_levels_than_environments_is_impossible():
 )
 def test_a_limit_of_lag_that_nothing_could_keep_is_impossible(settings, least, words):
   def check(limit):
-    config_validation.validate(
+    config_lib.validate(
       config_lib.override(
         config_lib.Config(), [*settings, f'learner.max_policy_lag={limit}']
       )
@@ -114,7 +348,7 @@ def test_impossible_settings_of_inference_are_named_at_once():
      'actor.platform=gpu', 'transport.kind=local'],
   )  # fmt: skip
   with pytest.raises(config_lib.ConfigError) as error:
-    config_validation.validate(config)
+    config_lib.validate(config)
   text = str(error.value)
   assert text.startswith('6 impossible setting(s)')
   assert 'must not exceed actor.num_actors (2)' in text
@@ -127,13 +361,13 @@ def test_impossible_settings_of_inference_are_named_at_once():
                   'actor.platform=cuda', 'inference.max_batch=0'):  # fmt: skip
     config = config_lib.override(config_lib.Config(), [setting])
     with pytest.raises(config_lib.ConfigError, match=setting.split('=')[0]):
-      config_validation.validate(config)
+      config_lib.validate(config)
 
 
 def test_room_of_inference_servers():
   def room(*settings):
     config = config_lib.override(config_lib.Config(), settings)
-    config_validation.validate(config)
+    config_lib.validate(config)
     return config.inference_environments
 
   assert room() == 0

@@ -25,7 +25,6 @@ class Torso(nn.Module):
 
 def config(**settings: str) -> config_lib.Config:
   base = [
-    'environment.action_repeat=1',
     'environment.suite=catch',
     'actor.unroll_length=5',
     'learner.batch_size=4',

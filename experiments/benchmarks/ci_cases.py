@@ -93,8 +93,7 @@ def _actor() -> tuple[Work, Work]:
     config_lib.override(
       config_lib.Config(),
       ['environment.suite=catch', 'environment.levels=catch', 'network.torso=mlp',
-       'network.hidden=16', 'network.frame_stack=1', 'environment.action_repeat=1',
-       'actor.envs_per_actor=16'],
+       'network.hidden=16', 'network.frame_stack=1', 'actor.envs_per_actor=16'],
     )
   )  # fmt: skip
   queue = local_transport.LocalTransport(parts.layout, 8, 64)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from impala_jax import config as configs
-from impala_jax import types
+from impala_jax import settings, types
 from impala_jax.agents import networks, torsos
 
 Params = types.Nest  # Nested dict of float32 arrays.
@@ -110,17 +110,7 @@ def from_config(network: configs.Network, spec: types.EnvironmentSpec) -> Agent:
     config.ConfigError: lists all settings that no environment allows.
     ValueError: the network does not fit the environment.
   """
-  problems = []
-  for field, allowed in (('torso', configs.TORSOS), ('dtype', configs.DTYPES)):
-    if getattr(network, field) not in allowed:
-      problems.append((field, 'must be one of ' + ', '.join(allowed)))
-  for field, minimum in (('hidden', 1), ('frame_stack', 1), ('lstm', 0)):
-    if getattr(network, field) < minimum:
-      problems.append((field, f'must be at least {minimum}'))
-  if problems:
-    raise configs.ConfigError(
-      '\n'.join(f'network.{f} is {getattr(network, f)!r}: {p}' for f, p in problems)
-    )
+  settings.check(network, 'network.')
   torso = torsos.BY_NAME[network.torso](network.hidden, jnp.dtype(network.dtype))
   module = networks.ImpalaNetwork(
     spec.num_actions,

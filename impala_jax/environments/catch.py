@@ -4,6 +4,8 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
+from impala_jax.environments import registry
+
 _CELL = 16  # Pixels of a cell in the picture.
 
 
@@ -68,3 +70,6 @@ class Catch(dm_env.Environment):
     board[self._ball_row, self._ball_column] = 1
     board[-1, self._paddle] = 1
     return board
+
+
+SUITE = registry.from_maker(lambda level, seed: Catch(seed=seed), ['catch'])

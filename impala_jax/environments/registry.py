@@ -1,13 +1,13 @@
 """From a configuration to environments.
 
-A suite is a family of levels. Known are `atari`, `catch`, `dmlab`, `doom`, `procgen`,
-whatever was registered in this process, and `some_package.some_module:attribute`, which
-every process of a run can import by itself; the attribute is what `register` takes.
+A suite is a family of levels, perhaps with settings of its own. Known are those that
+`suites` lists, whatever was registered in this process, and
+`some_package.some_module:attribute`, which every process of a run can import by itself;
+the attribute is what `register` takes.
 """
 
 import difflib
 import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,8 +15,10 @@ import dm_env
 import numpy as np
 
 from impala_jax import config as config_lib
-from impala_jax import types
-from impala_jax.environments import base, catch, scoring, specs, vector
+from impala_jax import settings as settings_lib
+from impala_jax import suites, types
+from impala_jax.environments import base, scoring, specs, vector
+from impala_jax.environments import engine_settings as engines
 
 
 class Scene(base.VectorEnvironment, Protocol):
@@ -47,6 +49,10 @@ class Suite(NamedTuple):
   scores: Callable[[Mapping[str, float]], dict[str, float]] | None = None
   # What is known of a level beforehand; None for a level that is not of the suite.
   reference: Callable[[str], scoring.Reference | None] | None = None
+  # A frozen dataclass of `settings.setting`s, which the suite takes from a
+  # configuration by `config.of_suite`. Its field `action_repeat`, where there is one,
+  # says how many frames an agent step is; without it, it is one.
+  settings: type[settings_lib.Section] | None = None
 
 
 # Makes one environment: `make(level, seed=...)`.
@@ -57,21 +63,29 @@ def register(
   name: str,
   suite: Suite | EnvironmentMaker,
   levels: Sequence[str] | None = None,
+  settings: type[settings_lib.Section] | None = None,
 ) -> None:
   """Makes `environment.suite = name` known in this process.
 
   Args:
-    name: the name; registering it again replaces it.
+    name: the name; registering it again replaces it. It is also the section of the
+      suite's settings: `--set name.field=value`.
     suite: a `Suite`, or a function `make(level, seed=...)` that returns a
       `dm_env.Environment`. All levels must agree in their specs.
     levels: the levels that exist, None to take any name (not with a `Suite`).
+    settings: see `Suite.settings` (not with a `Suite`, which has its own). The function
+      gets them as `make(level, seed=..., settings=...)`.
+
+  Raises:
+    ValueError: `name` is a section of every configuration, or empty.
+    TypeError: the settings are not made of `settings.setting`s.
   """
-  _suites[name] = _as_suite(suite, levels)
-
-
-def suites() -> tuple[str, ...]:
-  """Names of the suites known in this process."""
-  return tuple(sorted(_suites))
+  if not name or name in settings_lib.kinds(config_lib.Config):
+    raise ValueError(f'name is {name!r}: must be no section of a configuration')
+  made = suite if isinstance(suite, Suite) else from_maker(suite, levels, settings)
+  if made.settings is not None:
+    settings_lib.check_class(made.settings)
+  suites.register(name, made)
 
 
 def make_vector(
@@ -100,7 +114,7 @@ def make_vector(
   Raises:
     config.ConfigError: the suite or a level is unknown.
   """
-  check_levels(config)
+  check(config)
   count = config.actor.envs_per_actor if num_envs is None else num_envs
   levels = config.environment.levels
   if tasks is not None:
@@ -110,7 +124,7 @@ def make_vector(
   else:
     start = actor_id * config.actor.envs_per_actor
     tasks = [(start + j) % len(levels) for j in range(count)]
-  return _suite(config.environment.suite).make(config, tasks, evaluation)
+  return find(config.environment.suite).make(config, tasks, evaluation)
 
 
 def make_scene(config: config_lib.Config, level: str) -> Scene | None:
@@ -119,9 +133,9 @@ def make_scene(config: config_lib.Config, level: str) -> Scene | None:
   Raises:
     config.ConfigError: the suite or the level is unknown.
   """
-  check_levels(config)
+  check(config)
   task = _task(config, level)
-  scene = _suite(config.environment.suite).scene
+  scene = find(config.environment.suite).scene
   return None if scene is None else scene(config, task)
 
 
@@ -131,32 +145,53 @@ def environment_spec(config: config_lib.Config) -> types.EnvironmentSpec:
   Raises:
     config.ConfigError: the suite or a level is unknown.
   """
-  check_levels(config)
-  return _suite(config.environment.suite).spec(config)
+  check(config)
+  return find(config.environment.suite).spec(config)
 
 
-def check_levels(config: config_lib.Config) -> None:
-  """Raises ConfigError that lists every level that does not exist."""
-  problem = _suite(config.environment.suite).problem
-  found = [problem(x) for x in config.environment.levels] if problem else []
-  if any(found):
-    raise config_lib.ConfigError('\n'.join(x for x in found if x))
+def check(config: config_lib.Config) -> None:
+  """Judges what concerns the suite alone.
+
+  Raises:
+    config.ConfigError: lists every level that does not exist, and every impossible
+      setting of the suite.
+  """
+  problem = find(config.environment.suite).problem
+  levels = [problem(x) for x in config.environment.levels] if problem else []
+  found = config_lib.suite_problems(config) + [x for x in levels if x]
+  if found:
+    raise config_lib.ConfigError('\n'.join(found))
 
 
 def resolve(config: config_lib.Config) -> config_lib.Config:
   """The configuration as it can be run here; for launchers, before anything starts.
 
   Groups of levels become their levels, and levels that lack their data are left out
-  where `environment.skip_unavailable_levels` says so.
+  where the suite has a setting that says so.
 
   Raises:
-    config.ConfigError: what is missing, and how to get it.
+    config.ConfigError: what is missing, and how to get it; impossible settings of the
+      suite; levels that do not exist.
   """
-  suite = _suite(config.environment.suite)
+  suite = find(config.environment.suite)
+  found = config_lib.suite_problems(config)
   if suite.resolve is not None:
-    config = suite.resolve(config)
-  check_levels(config)
+    try:
+      config = suite.resolve(config)
+    except config_lib.ConfigError as e:
+      found.append(str(e))
+  if found:
+    raise config_lib.ConfigError('\n'.join(found))
+  check(config)
   return config
+
+
+def engine_settings(config: config_lib.Config) -> engines.EngineSettings:
+  """How long engines of the run's suite may take; defaults where it does not say."""
+  section = config.suite_section
+  if isinstance(section, engines.EngineSettings):
+    return section
+  return engines.EngineSettings()
 
 
 def scores(
@@ -166,17 +201,17 @@ def scores(
 
   Empty where the suite has none, or where it needs levels that are missing.
   """
-  suite = _suite(config.environment.suite)
+  suite = find(config.environment.suite)
   return {} if suite.scores is None else suite.scores(mean_returns)
 
 
 def reference(suite: str, level: str) -> scoring.Reference:
   """What is known beforehand of one of `environment.levels`: perhaps just its name."""
   try:
-    find = _suite(suite).reference
+    known = find(suite).reference
   except config_lib.ConfigError:  # A run's own environment, which is not here.
-    find = None
-  return (find and find(level)) or scoring.Reference(level)
+    known = None
+  return (known and known(level)) or scoring.Reference(level)
 
 
 def random_seed(seed: int, actor_id: int, incarnation: int = 0) -> int:
@@ -194,28 +229,18 @@ def _task(config: config_lib.Config, level: str) -> int:
   return levels.index(level)
 
 
-def _suite(name: str) -> Suite:
-  known = _suites.get(name, name)
-  if isinstance(known, Suite):
-    return known
-  module, colon, attribute = known.partition(':')
-  if colon:
-    try:
-      return _as_suite(getattr(importlib.import_module(module), attribute), None)
-    except (ImportError, AttributeError) as e:
-      raise config_lib.ConfigError(f'environment.suite is {name!r}: {e}') from e
-  near = difflib.get_close_matches(name, _suites, 1)
-  hint = f'did you mean {near[0]}?' if near else f'known are {", ".join(suites())};'
-  raise config_lib.ConfigError(
-    f'environment.suite is {name!r}: {hint} your own is made known by '
-    'registry.register, or named as package.module:attribute'
-  )
+def find(name: str) -> Suite:
+  """Raises `config.ConfigError`: the suite is unknown."""
+  found = suites.find(name)
+  return found if isinstance(found, Suite) else from_maker(found)
 
 
-def _as_suite(suite: Suite | EnvironmentMaker, levels: Sequence[str] | None) -> Suite:
-  if isinstance(suite, Suite):
-    return suite
-  maker = suite
+def from_maker(
+  maker: EnvironmentMaker,
+  levels: Sequence[str] | None = None,
+  settings: type[settings_lib.Section] | None = None,
+) -> Suite:
+  """A suite of single environments; see `register` for the arguments."""
 
   def problem(level: str) -> str | None:
     assert levels is not None
@@ -228,7 +253,7 @@ def _as_suite(suite: Suite | EnvironmentMaker, levels: Sequence[str] | None) -> 
     config: config_lib.Config, tasks: Sequence[int], evaluation: bool
   ) -> vector.SequentialVector:
     return vector.SequentialVector(
-      [functools.partial(_make, maker, config.environment.levels[t]) for t in tasks],
+      [functools.partial(_make, maker, settings, config, t) for t in tasks],
       tasks,
       max_ready=0 if evaluation else config.actor.inference_batch,
     )
@@ -243,7 +268,7 @@ def _as_suite(suite: Suite | EnvironmentMaker, levels: Sequence[str] | None) -> 
     return None
 
   def spec(config: config_lib.Config) -> types.EnvironmentSpec:
-    environment = _make(maker, config.environment.levels[0], seed=0)
+    environment = _make(maker, settings, config, 0, seed=0)
     try:
       return specs.environment_spec(environment)
     finally:
@@ -254,18 +279,19 @@ def _as_suite(suite: Suite | EnvironmentMaker, levels: Sequence[str] | None) -> 
     spec=spec,
     problem=None if levels is None else problem,
     scene=scene,
+    settings=settings,
   )
 
 
-def _make(maker: EnvironmentMaker, level: str, *, seed: int) -> dm_env.Environment:
-  return maker(level, seed=seed)
-
-
-# Loaded when asked for: none of them is needed by a run of another.
-_suites: dict[str, Suite | str] = {
-  'atari': 'impala_jax.environments.atari.suite:SUITE',
-  'dmlab': 'impala_jax.environments.dmlab.suite:SUITE',
-  'doom': 'impala_jax.environments.doom.suite:SUITE',
-  'procgen': 'impala_jax.environments.procgen:SUITE',
-}
-register('catch', lambda level, seed: catch.Catch(seed=seed), ['catch'])
+def _make(
+  maker: EnvironmentMaker,
+  settings: type[settings_lib.Section] | None,
+  config: config_lib.Config,
+  task: int,
+  *,
+  seed: int,
+) -> dm_env.Environment:
+  level = config.environment.levels[task]
+  if settings is None:
+    return maker(level, seed=seed)
+  return maker(level, seed=seed, settings=config.of_suite(settings))

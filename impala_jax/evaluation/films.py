@@ -91,7 +91,7 @@ def film(
   if scene is None:
     return None
   path = path_for(directory, level)
-  writer = VideoWriter(path, 60.0 / parts.config.environment.action_repeat)
+  writer = VideoWriter(path, 60.0 / parts.config.action_repeat)
   try:
     playing.play(
       parts.agent, params, scene, seed=seed, greedy=greedy, should_stop=should_stop,

@@ -20,7 +20,7 @@ import numpy as np
 from impala_jax import components, types
 from impala_jax.acting import device_policy
 from impala_jax.agents import agent as agent_lib
-from impala_jax.environments import base
+from impala_jax.environments import base, registry
 
 _PATIENCE = 600.0  # Seconds, at least, for any environment to become ready.
 # For `arrange`: the start of an engine, in episodes, and the longest level, in means.
@@ -190,9 +190,9 @@ def play_levels(
     One result for each of `tasks`, in their order.
   """
   width, lanes = arrange(len(tasks), episodes, processes)
-  settings = parts.config.environment
   # Engines are replaced by the vector after their own time-outs; this is for the rest.
-  patience = _PATIENCE + 2 * (settings.reset_timeout + settings.step_timeout)
+  engines = registry.engine_settings(parts.config)
+  patience = _PATIENCE + 2 * (engines.reset_timeout + engines.step_timeout)
   params = jax.device_put(params)
   news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
   stop = threading.Event()
@@ -207,7 +207,7 @@ def play_levels(
     if stop.is_set():
       return result
     news.put(lambda: on_begin(task_id))
-    level = settings.levels[task_id]
+    level = parts.config.environment.levels[task_id]
     try:
       environment = parts.make_evaluation(level, width)
       try:

@@ -139,7 +139,7 @@ def print_config(config: config_lib.Config) -> None:
   print(json.dumps(config_lib.to_dict(config), indent=1))
   print(
     f'one update: {config.learner.batch_size} unrolls x '
-    f'{config.actor.unroll_length} steps x {config.environment.action_repeat} = '
+    f'{config.actor.unroll_length} steps x {config.action_repeat} = '
     f'{config.frames_per_update} frames; {config.total_updates} updates'
   )
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from impala_jax import config as config_lib
-from impala_jax import config_validation
 
 _LEAVE = 20.0  # Seconds for a role to leave a run that has ended.
 _EVALUATION = 300.0  # Seconds for the last evaluation and the film.
@@ -164,7 +163,7 @@ def program_of(
         f'learners is {learners}: with transport.kind local the run is one process'
       )
     try:
-      config_validation.validate(config, learners=learners)
+      config_lib.validate(config, learners=learners)
     except config_lib.ConfigError as e:
       problems.append(str(e))
   if problems:

@@ -153,7 +153,7 @@ class Recorder:
       frames=updates * config.frames_per_update,
       updates=updates,
       frames_per_second=rate,
-      agent_steps_per_second=rate / config.environment.action_repeat,
+      agent_steps_per_second=rate / config.action_repeat,
       learning_rate=optimizers.learning_rate_at(config, updates - self._skipped),
       policy_lag_mean=lag_mean,
       policy_lag_max=lag_max,

@@ -306,8 +306,8 @@ _VECTOR = agent_inputs.spec((3,), np.float32)
     (
       config.Network('big', 0, -1, 0, dtype='float16'),
       _IMAGE,
-      r"(?s)network.torso is 'big': must be one of shallow.*network.dtype is 'float16'"
-      r'.*network.hidden is 0.*network.frame_stack is 0.*network.lstm is -1',
+      r"(?s)network.torso is 'big': must be one of shallow.*network.hidden is 0"
+      r".*network.lstm is -1.*network.frame_stack is 0.*network.dtype is 'float16'",
     ),
   ],
 )

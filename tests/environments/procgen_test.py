@@ -152,7 +152,7 @@ def test_the_suite(engines):
   assert sorted(e.settings['num'] for e in engines) == [2, 3]
   assert sorted(vector.task_ids.tolist()) == [0, 0, 0, 1, 1]
   with pytest.raises(config_lib.ConfigError, match=r"'coinrum'.*coinrun"):
-    registry.check_levels(_config('coinrum'))
+    registry.check(_config('coinrum'))
 
 
 def test_without_the_engine_it_says_how_to_get_it(monkeypatch):

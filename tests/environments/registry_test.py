@@ -1,21 +1,26 @@
 import dataclasses
+import json
+import sys
+import types as types_lib
 
 import numpy as np
 import pytest
 
 from impala_jax import config as config_lib
-from impala_jax import types
+from impala_jax import suites, types
 from impala_jax.environments import registry
+from impala_jax.settings import at_least, at_most, setting
 from tests import counting
 
 
 def _config(suite='atari', levels=('breakout',), envs=2, actors=1, batch=0, **settings):
-  return config_lib.Config(
-    environment=config_lib.Environment(suite=suite, levels=levels, **settings),
+  config = config_lib.Config(
+    environment=config_lib.Environment(suite=suite, levels=levels),
     actor=config_lib.Actor(
       num_actors=actors, envs_per_actor=envs, inference_batch=batch
     ),
   )
+  return config_lib.override(config, [f'{suite}.{k}={v}' for k, v in settings.items()])
 
 
 def make_counting(level, seed):
@@ -24,11 +29,39 @@ def make_counting(level, seed):
   return counting.CountingEnvironment(0, ({'three': 3, 'four': 4, 'two': 2}[level],))
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnSettings:
+  """Of a suite that comes from outside."""
+
+  action_repeat: int = setting(3, 'An action lasts so many frames.', at_least(1))
+  actions: int = setting(4, 'There are so many actions.', at_least(2), at_most(9))
+  words: tuple[str, ...] = setting((), 'These are said.')
+
+  def relations(self):
+    if len(self.words) > self.actions:
+      yield 'words', f'must be at most own.actions ({self.actions})'
+
+
+def make_with_settings(level, seed, settings):
+  del level, seed
+  return counting.CountingEnvironment(0, (3,), num_actions=settings.actions)
+
+
+OWN = registry.from_maker(make_with_settings, ['only'], OwnSettings)
+
+
+@pytest.fixture
+def own_suite():
+  registry.register('own', make_with_settings, ['only'], OwnSettings)
+  yield 'own'
+  suites._suites.pop('own')
+
+
 @pytest.fixture
 def counting_suite():
   registry.register('counting', make_counting, ['two', 'three', 'four'])
   yield 'counting'
-  registry._suites.pop('counting')
+  suites._suites.pop('counting')
 
 
 def test_atari_of_one_game():
@@ -76,7 +109,7 @@ def test_several_games_share_all_actions():
 
 
 def test_settings_reach_the_games():
-  config = _config(max_episode_frames=30, action_repeat=3, full_action_space=True)
+  config = _config(max_episode_frames=30, action_repeat=3, full_action_space='true')
   made = registry.make_vector(config)
   assert made.spec.num_actions == 18
   ends = counting.check_vector_contract(made, 30)
@@ -112,11 +145,11 @@ def test_a_suite_named_by_its_module():
   assert {e.length for e in ends} == {2}
   for bad in ('no_such_module:x', f'{__name__}:no_such_attribute'):
     with pytest.raises(config_lib.ConfigError, match=bad):
-      registry.check_levels(_config(bad))
+      registry.check(_config(bad))
 
 
 def test_a_suite_with_its_own_vector(counting_suite):
-  inner = registry._suites[counting_suite]
+  inner = registry.find(counting_suite)
   whole = []
 
   def make(config, tasks, evaluation):
@@ -130,6 +163,104 @@ def test_a_suite_with_its_own_vector(counting_suite):
   assert registry.make_vector(config, evaluation=True, num_envs=3).num_envs == 3
   assert whole == [False, True]
   assert registry.make_scene(config, 'two') is None
+
+
+def test_a_suite_from_outside_has_settings(own_suite):
+  config = _config(own_suite, ('only',), actions=6, words='a, b')
+  assert config.of_suite(OwnSettings) == OwnSettings(actions=6, words=('a', 'b'))
+  assert config.action_repeat == 3
+  assert registry.environment_spec(config).num_actions == 6
+  made = registry.make_vector(config)
+  assert made.spec.num_actions == 6
+  counting.check_vector_contract(made, 9)
+  data = json.loads(json.dumps(config_lib.to_dict(config)))
+  assert data['own'] == {'action_repeat': 3, 'actions': 6, 'words': ['a', 'b']}
+  assert config_lib.from_dict(data) == config
+  listed = {info.name: info for info in config_lib.describe_settings()}
+  assert listed['own.actions'].allowed == 'must be at least 2 and must be at most 9'
+  assert listed['own.words'].type == 'list of str'
+  registry.register(own_suite, registry.find(own_suite)._replace(settings=None))
+  with pytest.raises(config_lib.ConfigError, match=r'own\.\*: that suite has none'):
+    config_lib.from_dict(data)
+
+
+def test_impossible_settings_of_a_suite_are_named_at_once(own_suite):
+  config = _config(own_suite, ('other',), actions=1, action_repeat=0, words='a,b')
+  for judge in (registry.check, registry.resolve, registry.make_vector):
+    with pytest.raises(config_lib.ConfigError) as e:
+      judge(config)
+    assert (
+      str(e.value).splitlines()
+      == [
+        'own.action_repeat is 0: must be at least 1',
+        'own.actions is 1: must be at least 2',
+        "own.words is ('a', 'b'): must be at most own.actions (1)",
+        "unknown level 'other': did you mean only?",
+      ][: 3 if judge is registry.resolve else None]
+    )
+  broken = config_lib.override(config, ['loss.discount=2'])
+  with pytest.raises(config_lib.ConfigError) as e:
+    config_lib.validate(broken)
+  assert str(e.value).startswith('4 impossible setting(s)')
+
+
+def test_settings_of_a_suite_named_by_its_module():
+  name = f'{__name__}:OWN'
+  config = _config(name, ('only',), actions=5)
+  assert registry.environment_spec(config).num_actions == 5
+  data = json.loads(json.dumps(config_lib.to_dict(config)))
+  assert data[name]['actions'] == 5
+  assert config_lib.from_dict(data) == config
+
+
+def test_a_saved_suite_that_is_not_registered_here(own_suite):
+  data = config_lib.to_dict(_config(own_suite, ('only',), actions=6))
+  suites._suites.pop(own_suite)
+  with pytest.raises(config_lib.ConfigError) as e:
+    config_lib.from_dict(data)
+  assert "environment.suite is 'own': known are atari" in str(e.value)
+  assert 'registry.register' in str(e.value)
+  registry.register(own_suite, make_with_settings, ['only'], OwnSettings)
+
+
+def test_settings_that_no_text_can_give_are_refused(monkeypatch):
+  @dataclasses.dataclass(frozen=True)
+  class Plain:
+    steps: int = 1
+
+  @dataclasses.dataclass(frozen=True)
+  class Odd:
+    steps: complex = setting(1j, 'So many.')
+
+  @dataclasses.dataclass
+  class Loose:
+    steps: int = setting(1, 'So many.')
+
+  for settings, words in (
+    (Plain, r'Plain\.steps must be made by `settings.setting`'),
+    (Odd, r'Odd\.steps is of type .*complex.*: must be bool, int'),
+    (Loose, 'must be a frozen dataclass'),
+    (dict, 'must be a frozen dataclass'),
+  ):
+    with pytest.raises(TypeError, match=words):
+      registry.register('own', make_with_settings, settings=settings)
+  # One that is not registered, but found, is judged as it is used.
+  module = types_lib.SimpleNamespace(SUITE=OWN._replace(settings=Plain))
+  monkeypatch.setitem(sys.modules, 'loose_module', module)
+  with pytest.raises(TypeError, match=r'Plain\.steps must be made'):
+    config_lib.validate(_config('loose_module:SUITE'))
+  for name in ('loss', ''):
+    with pytest.raises(ValueError, match='must be no section of a configuration'):
+      registry.register(name, make_counting)
+  assert not {'own', 'loss', ''} & set(suites.names())
+
+
+def test_patience_with_engines():
+  config = _config('dmlab', ('lt_chasm',), reset_timeout=7)
+  assert registry.engine_settings(config).reset_timeout == 7
+  assert registry.engine_settings(config).step_timeout == 60
+  # Of a suite that does not say.
+  assert registry.engine_settings(_config()).reset_timeout == 300
 
 
 def test_scenes(counting_suite):
@@ -146,7 +277,7 @@ def test_scenes(counting_suite):
 
 def test_unknown_names_are_all_listed(counting_suite):
   with pytest.raises(config_lib.ConfigError) as e:
-    registry.check_levels(_config(levels=('pnog', 'pong', 'warlords')))
+    registry.check(_config(levels=('pnog', 'pong', 'warlords')))
   assert "'pnog': did you mean pong" in str(e.value)
   assert "'warlords' has no mode" in str(e.value)
   with pytest.raises(config_lib.ConfigError, match="'thre': did you mean three"):
@@ -154,7 +285,7 @@ def test_unknown_names_are_all_listed(counting_suite):
   for name, hint in (('atary', 'did you mean atari'), ('zzz', 'known are atari, ')):
     with pytest.raises(config_lib.ConfigError, match=hint):
       registry.make_vector(_config(name))
-  assert set(registry.suites()) >= {'atari', 'catch', counting_suite}
+  assert set(suites.names()) >= {'atari', 'catch', counting_suite}
 
 
 def test_random_seeds_differ():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from impala_jax import config as config_lib
+from impala_jax import suites
 from impala_jax.environments import base, registry
 from impala_jax.environments.dmlab import levels as dmlab30
 from impala_jax.evaluation import evaluator, playing
@@ -88,7 +89,7 @@ def dmlab_suite(monkeypatch):
   suite = registry.Suite(
     make=None, spec=None, scores=dmlab30.scores, reference=dmlab30.reference
   )
-  monkeypatch.setitem(registry._suites, 'dmlab', suite)
+  monkeypatch.setitem(suites._suites, 'dmlab', suite)
 
 
 def test_dmlab30(dmlab_suite):

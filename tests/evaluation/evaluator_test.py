@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import impala_jax
-from impala_jax import components, configs
+from impala_jax import components, configs, suites
 from impala_jax import config as config_lib
 from impala_jax.environments import base, registry
 from impala_jax.evaluation import evaluator
@@ -46,11 +46,11 @@ def scored():
     return counting.CountingEnvironment(0, (int(level),))
 
   registry.register('scored', make_one)
-  inner = registry._suites['scored']
+  inner = registry.find('scored')
   scores = lambda means: {'sum': sum(means.values())} if len(means) == 2 else {}
   registry.register('scored', inner._replace(scores=scores))
   yield 'scored'
-  registry._suites.pop('scored')
+  suites._suites.pop('scored')
 
 
 def test_policies_out_of_checkpoints(tmp_path, caplog):
@@ -150,7 +150,7 @@ class _NoEngine:
 
 
 def test_a_film_that_fails_does_not_end_the_session(tmp_path, scored):
-  suite = registry._suites[scored]._replace(scene=lambda config, task: _NoEngine())
+  suite = registry.find(scored)._replace(scene=lambda config, task: _NoEngine())
   registry.register(scored, suite)
   parts = _build(scored, ('3',))
   session = evaluator.Session(parts, tmp_path)

@@ -6,7 +6,7 @@ import threading
 import jax
 import pytest
 
-from impala_jax import components
+from impala_jax import components, suites
 from impala_jax import config as config_lib
 from impala_jax.environments import base, registry
 from impala_jax.evaluation import playing
@@ -104,7 +104,7 @@ def watched():
     return counting.CountingEnvironment(0, (length,))
 
   registry.register('watched', make_one)
-  inner = registry._suites['watched']
+  inner = registry.find('watched')
 
   def make(config, tasks, evaluation):
     assert evaluation
@@ -115,7 +115,7 @@ def watched():
   scores = lambda means: {'sum': sum(means.values())}
   registry.register('watched', registry.Suite(make, inner.spec, scores=scores))
   yield watch
-  registry._suites.pop('watched')
+  suites._suites.pop('watched')
 
 
 def build(levels, **evaluator):

@@ -43,7 +43,7 @@ def _run(*flags):
 def _make_run(run_dir, updates=(3, 7), **environment):
   config = configs.get('catch')
   if environment:
-    settings = config_lib.Environment(action_repeat=1, **environment)
+    settings = config_lib.Environment(**environment)
     config = config_lib.Config(
       environment=settings,
       network=config_lib.Network(torso='mlp', hidden=4, frame_stack=1),

@@ -16,6 +16,7 @@ from impala_jax.environments.dmlab import (
   level_cache,
   level_cache_filler,
 )
+from impala_jax.environments.dmlab import suite as dmlab_suite
 from tests import fake_deepmind_lab as fake
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -206,11 +207,12 @@ def _processes_of(tmp_path):
 
 def test_progress_is_told_as_it_goes(tmp_path):
   seen = []
-  environment = config_lib.Environment(
-    suite='dmlab', levels=('fake/maps',), level_cache=str(tmp_path / 'cache')
+  config = config_lib.Config(
+    environment=config_lib.Environment(suite='dmlab', levels=('fake/maps',)),
+    suite_settings=dmlab_suite.Settings(level_cache=str(tmp_path / 'cache')),
   )
   reports = level_cache_filler.fill(
-    config_lib.Config(environment=environment),
+    config,
     seeds=3,
     processes=1,
     on_job=lambda now: seen.append(now['fake/maps'].done),

@@ -20,9 +20,8 @@ class Run:
     self.stats = transport.ReaderStats(
       received=10, corrupted=1, lost=2, duplicated=3, stale=4, queued=5, capacity=8
     )
-    config = config_lib.Config(
-      environment=config_lib.Environment(suite='catch', levels=levels, action_repeat=2)
-    )
+    config = config_lib.Config(environment=config_lib.Environment(levels=levels))
+    config = config_lib.override(config, ['atari.action_repeat=2'])
     self.recorder = recorder.Recorder(
       config, self.control, lambda: self.stats, None, self.made.append, resume
     )
@@ -129,9 +128,8 @@ def test_a_run_that_goes_on_counts_on():
   assert made.episodes == run.recorder.episodes == 31
   assert made.wall_seconds >= 1000.0
   assert made.updates == 6
-  per_update = config_lib.Config(
-    environment=config_lib.Environment(action_repeat=2)
-  ).frames_per_update
+  config = config_lib.override(config_lib.Config(), ['atari.action_repeat=2'])
+  per_update = config.frames_per_update
   assert made.frames == 6 * per_update
   # Of the one update since, not of six.
   seconds = made.wall_seconds - 1000.0

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from impala_jax import config as config_lib
+from impala_jax import suites
 from impala_jax.environments import base, registry
 from impala_jax.environments.dmlab import levels as dmlab30
 from impala_jax.evaluation import evaluator, playing
@@ -38,7 +39,7 @@ def test_scores_of_all_levels_on_one_axis(tmp_path, monkeypatch, figures):
   suite = registry.Suite(
     make=None, spec=None, scores=dmlab30.scores, reference=dmlab30.reference
   )
-  monkeypatch.setitem(registry._suites, 'dmlab', suite)
+  monkeypatch.setitem(suites._suites, 'dmlab', suite)
   half = {x.train: [(x.random + x.human) / 2] * 3 for x in dmlab30.LEVELS}
   half['psychlab_visual_search'] = []
   path = tmp_path / 'bars.png'

@@ -3,6 +3,7 @@
 import pytest
 
 from impala_jax import config as config_lib
+from impala_jax import suites
 from impala_jax.environments import registry
 from impala_jax.environments.dmlab import levels as dmlab30
 from impala_jax.reporting import episodes
@@ -25,7 +26,7 @@ def test_scores_of_a_run(monkeypatch):
   suite = registry.Suite(
     make=None, spec=None, scores=dmlab30.scores, reference=dmlab30.reference
   )
-  monkeypatch.setitem(registry._suites, 'dmlab', suite)
+  monkeypatch.setitem(suites._suites, 'dmlab', suite)
   config = config_lib.Config(environment=config_lib.Environment(suite='dmlab'))
   log = episodes.EpisodeLog(dmlab30.TRAINING_LEVELS)
   for i, level in enumerate(dmlab30.LEVELS):

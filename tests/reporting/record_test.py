@@ -6,7 +6,7 @@ import pytest
 
 import impala_jax
 from impala_jax import config as config_lib
-from impala_jax import configs
+from impala_jax import configs, suites
 from impala_jax.environments import registry
 from impala_jax.reporting import record
 from impala_jax.runtime import files
@@ -70,14 +70,12 @@ def test_training_logs_scores_and_levels(tmp_path):
     'counted',
     lambda level, seed: counting.CountingEnvironment(0, (lengths[level],)),
   )
-  suite = registry._suites['counted']._replace(
+  suite = registry.find('counted')._replace(
     scores=lambda means: {'sum': sum(means.values())} if len(means) == 2 else {}
   )
   registry.register('counted', suite)
   config = config_lib.Config(
-    environment=config_lib.Environment(
-      suite='counted', levels=('two', 'three'), action_repeat=1
-    ),
+    environment=config_lib.Environment(suite='counted', levels=('two', 'three')),
     network=config_lib.Network(torso='mlp', hidden=4, frame_stack=1),
     actor=config_lib.Actor(envs_per_actor=2, unroll_length=5),
     learner=config_lib.Learner(batch_size=4, total_frames=2_000),
@@ -86,7 +84,7 @@ def test_training_logs_scores_and_levels(tmp_path):
   try:
     result = impala_jax.train(config, run_dir=tmp_path)
   finally:
-    registry._suites.pop('counted')
+    suites._suites.pop('counted')
   _declared(files.read_json_lines(tmp_path / 'metrics.jsonl'))
   last = result.records[-1]
   by_level = [last[f'episode_return/{level}'] for level in lengths]

@@ -99,13 +99,14 @@ def drive(
     return told_to_stop or should_stop()
 
   environment = parts.make_environments(index)
+  engines = registry.engine_settings(config)
   actor = actor_lib.Actor(
       policy, environment, parts.layout, writer,
       unroll_length=config.actor.unroll_length, actor_id=index,
       incarnation=incarnation,
       seed=registry.random_seed(config.seed, index, incarnation),
       send_logits=config.actor.send_logits, should_stop=stop, patience=patience,
-      environment_patience=_START_TIMEOUT + 2 * config.environment.reset_timeout,
+      environment_patience=_START_TIMEOUT + 2 * engines.reset_timeout,
   )  # fmt: skip
   try:
     actor.run()

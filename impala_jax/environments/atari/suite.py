@@ -1,24 +1,62 @@
 """The suite `atari`: games by name, in the native threads of ale-py."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from impala_jax import config as config_lib
 from impala_jax.environments import base, concat_vector, registry
 from impala_jax.environments.atari import environment as atari
 from impala_jax.environments.atari import games as atari_games
 from impala_jax.environments.atari import video as atari_video
+from impala_jax.settings import NOT_NEGATIVE, at_least, below, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How games are played; the arguments of `AtariVector` of the same names."""
+
+  action_repeat: int = setting(4, 'An action lasts so many frames.', at_least(1))
+  episodic_life: bool = setting(
+    True,
+    'In training a lost life ends an episode. In evaluation it never does.',
+  )
+  sticky_actions: float = setting(
+    0.0,
+    'In each frame the last action is repeated with this probability.',
+    NOT_NEGATIVE,
+    below(1, 'or no action would ever be taken'),
+  )
+  noop_max: int = setting(
+    30,
+    'A game begins with 0 to so many frames without action, drawn at random.',
+    NOT_NEGATIVE,
+  )
+  max_episode_frames: int = setting(
+    108_000, 'A game is ended after so many frames.', at_least(1)
+  )
+  full_action_space: bool = setting(
+    False,
+    'The agent has all 18 actions, not just those that a game knows. It always has '
+    'where it plays several games.',
+  )
+
+  def relations(self) -> Iterator[tuple[str, str]]:
+    if self.max_episode_frames < self.action_repeat:
+      allowed = f'must be at least atari.action_repeat ({self.action_repeat})'
+      yield 'max_episode_frames', allowed
 
 
 def _full_actions(config: config_lib.Config) -> bool:
-  settings = config.environment
-  return settings.full_action_space or len(settings.levels) > 1
+  several = len(config.environment.levels) > 1
+  return config.of_suite(Settings).full_action_space or several
 
 
-def _settings(config: config_lib.Config) -> dict:
+def _arguments(config: config_lib.Config, evaluation: bool) -> dict[str, Any]:
+  settings = config.of_suite(Settings)
   return {
-    'action_repeat': config.environment.action_repeat,
-    'sticky_actions': config.environment.sticky_actions,
-    'max_episode_frames': config.environment.max_episode_frames,
+    **dataclasses.asdict(settings),
+    'episodic_life': settings.episodic_life and not evaluation,
     'full_action_space': _full_actions(config),
   }
 
@@ -34,10 +72,9 @@ def _vector(
       config.environment.levels[task],
       count,
       task_id=task,
-      episodic_life=config.environment.episodic_life and not evaluation,
       env_threads=threads,
       inference_batch=batch if batch < count else 0,
-      **_settings(config),
+      **_arguments(config, evaluation),
     ),
     max_ready=batch,
   )
@@ -48,6 +85,7 @@ SUITE = registry.Suite(
   spec=lambda c: atari.spec(c.environment.levels[0], _full_actions(c)),
   problem=atari_games.problem,
   scene=lambda c, task: atari_video.AtariVideo(
-    c.environment.levels[task], task_id=task, **_settings(c)
+    c.environment.levels[task], task_id=task, **_arguments(c, evaluation=True)
   ),
+  settings=Settings,
 )

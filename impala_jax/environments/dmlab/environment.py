@@ -58,7 +58,7 @@ def picture_problem(level: str, dataset_path: str) -> str | None:
     return None
   return (
     f'level {level!r} shows the pictures of Brady, Konkle, Alvarez and Oliva (2008), '
-    f'and environment.dataset_path is {dataset_path!r}: must be the directory of its '
+    f'and dmlab.dataset_path is {dataset_path!r}: must be the directory of its '
     f'files {_FIRST_PICTURE} to 2400.png, which data/brady_konkle_oliva2008/README.md '
     'of github.com/google-deepmind/lab tells how to get'
   )

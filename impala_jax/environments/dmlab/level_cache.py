@@ -218,7 +218,7 @@ def default_directory() -> pathlib.Path:
 
 
 def open_cache(directory: str, gib: float, label: str = '') -> LevelCache | None:
-  """The cache of `environment.level_cache` and `environment.level_cache_gib`.
+  """The cache of `dmlab.level_cache` and `dmlab.level_cache_gib`.
 
   Args:
     directory: '' for `default_directory()`.

@@ -54,17 +54,17 @@ def fill(
   """Begins the episodes of all levels of `config` with seeds 0 to `seeds` - 1.
 
   Args:
-    config: as resolved; `environment.level_cache_gib` above 0.
+    config: as resolved; `dmlab.level_cache_gib` above 0.
     seeds: episodes per level.
-    processes: engines at a time; each may take `environment.reset_timeout` seconds.
+    processes: engines at a time; each may take `dmlab.reset_timeout` seconds.
     on_job: called as jobs end, with the reports so far.
 
   Raises:
     base.EngineError: no engine process can be had.
     config.ConfigError: a level is held out for evaluation.
   """
-  settings = config.environment
-  levels = [dmlab_suite.played(x, evaluation=False) for x in settings.levels]
+  settings = config.of_suite(dmlab_suite.Settings)
+  levels = [dmlab_suite.played(x, evaluation=False) for x in config.environment.levels]
   jobs = [map_compiler.Job(x, s) for x in levels for s in range(seeds)]
   reports = {x: LevelReport() for x in levels}
   count = min(processes, len(jobs))

@@ -11,11 +11,20 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
+from impala_jax.environments import engine_settings as engines
 from impala_jax.environments import instruction_ids, registry
 from impala_jax.environments.dmlab import actions as dmlab_actions
 from impala_jax.environments.dmlab import environment as dmlab
 from impala_jax.environments.dmlab import levels as dmlab30
 from impala_jax.environments.engines import pool as process_pool
+from impala_jax.settings import (
+  NOT_NEGATIVE,
+  at_least,
+  at_most,
+  multiple_of,
+  one_of,
+  setting,
+)
 
 GROUP = 'dmlab30'  # As a level it stands for the 30 training levels.
 _MAKER = 'impala_jax.environments.dmlab.environment:make'
@@ -39,9 +48,44 @@ _KNOWN = tuple(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings(engines.EngineSettings):
+  """What levels are played with, and where their data are."""
+
+  action_set: str = setting(
+    'default',
+    'The agent has this set of actions, see `environments.dmlab.actions`.',
+    one_of(dmlab_actions.names()),
+  )
+  action_repeat: int = setting(
+    4, 'An action lasts so many frames. 60 are a second of game time.', at_least(1)
+  )
+  frame_width: int = setting(96, 'A frame is so many pixels wide.', multiple_of(4))
+  frame_height: int = setting(72, 'A frame is so many pixels high.', multiple_of(4))
+  skip_unavailable_levels: bool = setting(
+    False, 'Levels that lack their data are left out. Else they are refused.'
+  )
+  dataset_path: str = setting(
+    '', 'This directory holds the pictures that two psychlab levels show.'
+  )
+  level_cache: str = setting(
+    '', "This directory holds compiled maps. '' is one in the user's cache folder."
+  )
+  level_cache_gib: float = setting(
+    10.0, 'The level cache holds so many GiB. With 0 there is none.', NOT_NEGATIVE
+  )
+  episode_seeds: int = setting(
+    0,
+    'Training episodes draw from so many seeds, so that maps come again and the level '
+    'cache has them. With 0 they draw from all 2^31.',
+    NOT_NEGATIVE,
+    at_most(2**31),
+  )
+
+
 def engine_settings(config: config_lib.Config, evaluation: bool) -> dict[str, Any]:
   """The arguments of `dmlab.DmLab`, but for level and seed."""
-  settings = config.environment
+  settings = config.of_suite(Settings)
   return {
     'action_set': settings.action_set,
     'action_repeat': settings.action_repeat,
@@ -91,60 +135,36 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   """Writes out `dmlab30`; with `skip_unavailable_levels` drops levels without pictures.
 
   Raises:
-    ConfigError: DeepMind Lab is not installed, pictures are missing, or a setting is
-      one that the engine cannot have.
+    ConfigError: DeepMind Lab is not installed, or pictures are missing.
   """
   if importlib.util.find_spec('deepmind_lab') is None:
     raise config_lib.ConfigError(
       f'{dmlab.NOT_INSTALLED}\nWithout it, --suite=doom trains on several first-person '
       'levels by the same code.'
     )
-  settings = config.environment
+  settings = config.of_suite(Settings)
   levels: list[str] = []
-  for level in settings.levels:
+  for level in config.environment.levels:
     levels += dmlab30.TRAINING_LEVELS if level == GROUP else [level]
   levels = list(dict.fromkeys(levels))
   lacking = {x: dmlab.picture_problem(x, settings.dataset_path) for x in levels}
   left = [x for x in levels if not lacking[x]]
-  problems = _setting_problems(settings)
   if len(left) < len(levels):
     reasons = [text for text in lacking.values() if text]
     if not settings.skip_unavailable_levels:
-      problems += reasons
-      problems.append('or leave such levels out: environment.skip_unavailable_levels')
-    elif not left:
-      problems += reasons
-    else:
-      out = ', '.join(x for x in levels if lacking[x])
-      logging.getLogger(__name__).warning(
-        'left out, as environment.skip_unavailable_levels says: %s (no pictures)', out
-      )
-  if problems:
-    raise config_lib.ConfigError('\n'.join(problems))
-  return dataclasses.replace(
-    config, environment=dataclasses.replace(settings, levels=tuple(left))
-  )
-
-
-def _setting_problems(settings: config_lib.Environment) -> list[str]:
-  problems = []
-  wrong = dmlab_actions.problem(settings.action_set)
-  if wrong:
-    problems.append(f'environment.{wrong}')
-  for field in ('frame_width', 'frame_height'):
-    value = getattr(settings, field)
-    if value < 4 or value % 4:
-      problems.append(
-        f'environment.{field} is {value}: must be a positive multiple of 4'
-      )
-  return problems
+      reasons.append('or leave such levels out: dmlab.skip_unavailable_levels')
+    if not settings.skip_unavailable_levels or not left:
+      raise config_lib.ConfigError('\n'.join(reasons))
+    out = ', '.join(x for x in levels if lacking[x])
+    logging.getLogger(__name__).warning(
+      'left out, as dmlab.skip_unavailable_levels says: %s (no pictures)', out
+    )
+  environment = dataclasses.replace(config.environment, levels=tuple(left))
+  return dataclasses.replace(config, environment=environment)
 
 
 def _spec(config: config_lib.Config) -> types.EnvironmentSpec:
-  settings = config.environment
-  wrong = dmlab_actions.problem(settings.action_set)
-  if wrong:
-    raise config_lib.ConfigError(f'environment.{wrong}')
+  settings = config.of_suite(Settings)
   frame = (settings.frame_height, settings.frame_width, 3)
   return types.EnvironmentSpec(
     {
@@ -158,9 +178,9 @@ def _spec(config: config_lib.Config) -> types.EnvironmentSpec:
 def _make(
   config: config_lib.Config, tasks: Sequence[int], evaluation: bool
 ) -> process_pool.ProcessPool:
-  settings = config.environment
+  settings = config.of_suite(Settings)
   shared = engine_settings(config, evaluation)
-  levels = [played(settings.levels[task], evaluation) for task in tasks]
+  levels = [played(config.environment.levels[task], evaluation) for task in tasks]
   return process_pool.ProcessPool(
     [
       process_pool.EngineSpec(_MAKER, {'level': level, **shared}, level)
@@ -183,4 +203,5 @@ SUITE = registry.Suite(
   resolve=resolve,
   scores=dmlab30.scores,
   reference=dmlab30.reference,
+  settings=Settings,
 )

@@ -62,19 +62,14 @@ def make(
   return (Filmed if picture else Doom)(level, seed, **settings)
 
 
-def settings_problem(action_set: str, width: int, height: int) -> str | None:
-  """What no `Doom` can be made of, or None."""
-  if action_set not in ACTIONS:
-    return f'action_set is {action_set!r}: must be one of {", ".join(ACTIONS)}'
+def size_problem(width: int, height: int) -> str | None:
+  """What a frame must be like where no `Doom` has one of this size, or None."""
   least, *others = _RESOLUTIONS
-  if not (0 < width <= least[0] and 0 < height <= least[1]) and (
-    (width, height) not in others
-  ):
-    return (
-      f'frame_width, frame_height are {width}, {height}: must be at most {least[0]}, '
-      f'{least[1]}, or one of the screens {", ".join(f"{w}, {h}" for w, h in others)}'
-    )
-  return None
+  if (0 < width <= least[0] and 0 < height <= least[1]) or (width, height) in others:
+    return None
+  return f'must be at most {least[0]}, {least[1]}, or one of the screens ' + ', '.join(
+    f'{w}, {h}' for w, h in others
+  )
 
 
 class Doom(dm_env.Environment):
@@ -126,9 +121,12 @@ class Doom(dm_env.Environment):
     height: int = 72,
     reward_scale: float = 1.0,
   ):
-    problem = settings_problem(action_set, width, height)
+    if action_set not in ACTIONS:
+      allowed = ', '.join(ACTIONS)
+      raise ValueError(f'action_set is {action_set!r}: must be one of {allowed}')
+    problem = size_problem(width, height)
     if problem:
-      raise ValueError(problem)
+      raise ValueError(f'width, height are {width}, {height}: {problem}')
     self.level = level
     self.episode_seed = -1
     self.on_episode_seed: Callable[[int], None] = lambda seed: None

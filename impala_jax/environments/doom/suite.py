@@ -7,8 +7,8 @@ differ by orders of magnitude, and a score of the whole suite.
 
 import difflib
 import importlib.util
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,10 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax import types
 from impala_jax.environments import base, registry, scoring
+from impala_jax.environments import engine_settings as engines
 from impala_jax.environments.doom import environment as doom
 from impala_jax.environments.engines import pool as process_pool
+from impala_jax.settings import at_least, one_of, setting
 
 GROUP = 'doom9'  # Among `environment.levels`: all scenarios.
 NOT_INSTALLED = (
@@ -70,6 +72,31 @@ SCENARIOS = {
 }
 
 
+@dataclass(frozen=True)
+class Settings(engines.EngineSettings):
+  """What scenarios are played with."""
+
+  action_set: str = setting(
+    'default', 'The agent has this set of actions.', one_of(doom.ACTIONS)
+  )
+  action_repeat: int = setting(
+    4, 'An action lasts so many game tics. 35 are a second of game time.', at_least(1)
+  )
+  frame_width: int = setting(96, 'A frame is so many pixels wide.', at_least(1))
+  frame_height: int = setting(72, 'A frame is so many pixels high.', at_least(1))
+  max_episode_frames: int = setting(
+    108_000,
+    'An episode is ended after so many game tics, or by a shorter limit of its '
+    'scenario.',
+    at_least(1),
+  )
+
+  def relations(self) -> Iterator[tuple[str, str]]:
+    allowed = doom.size_problem(self.frame_width, self.frame_height)
+    if allowed:
+      yield 'frame_width', f'with doom.frame_height {self.frame_height} they {allowed}'
+
+
 def problem(level: str) -> str | None:
   """What is wrong with a level, or None."""
   if level in SCENARIOS:
@@ -81,17 +108,8 @@ def problem(level: str) -> str | None:
 
 
 def spec(config: config_lib.Config) -> types.EnvironmentSpec:
-  """Of all scenarios, without an engine.
-
-  Raises:
-    config.ConfigError: the frame's size or the action set is impossible.
-  """
-  settings = config.environment
-  wrong = doom.settings_problem(
-    settings.action_set, settings.frame_width, settings.frame_height
-  )
-  if wrong:
-    raise config_lib.ConfigError(f'environment: {wrong}')
+  """Of all scenarios, without an engine."""
+  settings = config.of_suite(Settings)
   shape = (settings.frame_height, settings.frame_width, 3)
   return types.EnvironmentSpec(
     {'frame': types.ArraySpec(shape, np.dtype(np.uint8))},
@@ -103,11 +121,10 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   """Writes out the group.
 
   Raises:
-    config.ConfigError: there is no `vizdoom`, or see `spec`.
+    config.ConfigError: there is no `vizdoom`.
   """
   if importlib.util.find_spec('vizdoom') is None:
     raise config_lib.ConfigError(NOT_INSTALLED)
-  spec(config)
   levels: list[str] = []
   for level in config.environment.levels:
     levels.extend(SCENARIOS if level == GROUP else [level])
@@ -144,9 +161,6 @@ class DoomPool:
     tasks: of each environment, an index into `environment.levels`.
     max_ready: see `ProcessPool`.
     film: the engines also make pictures, for `frame`.
-
-  Raises:
-    config.ConfigError: see `spec`.
   """
 
   def __init__(
@@ -156,14 +170,14 @@ class DoomPool:
     max_ready: int = 0,
     film: bool = False,
   ):
-    settings = config.environment
+    settings, levels = config.of_suite(Settings), config.environment.levels
     self.spec = spec(config)
     made = self.spec
     if film:
       picture = types.ArraySpec(doom.PICTURE_SHAPE, np.dtype(np.uint8))
       made = made._replace(observation={**made.observation, 'picture': picture})
     self._pool = process_pool.ProcessPool(
-      [_engine(settings, settings.levels[task], film) for task in tasks],
+      [_engine(settings, levels[task], film) for task in tasks],
       tasks,
       made,
       max_ready=max_ready,
@@ -171,7 +185,7 @@ class DoomPool:
       reset_timeout=settings.reset_timeout,
       max_restarts=settings.engine_restarts,
     )
-    self._scales = [SCENARIOS[level].scale for level in settings.levels]
+    self._scales = [SCENARIOS[level].scale for level in levels]
     self._picture: np.ndarray | None = None
     self.num_envs = self._pool.num_envs
     self.task_ids = self._pool.task_ids
@@ -211,9 +225,7 @@ class DoomPool:
     self._pool.close()
 
 
-def _engine(
-  settings: config_lib.Environment, level: str, film: bool
-) -> process_pool.EngineSpec:
+def _engine(settings: Settings, level: str, film: bool) -> process_pool.EngineSpec:
   limits = [SCENARIOS[level].time_limit, settings.max_episode_frames]
   return process_pool.EngineSpec(
     maker='impala_jax.environments.doom.environment:make',
@@ -243,4 +255,5 @@ SUITE = registry.Suite(
   resolve=resolve,
   scores=scores,
   reference=reference,
+  settings=Settings,
 )

@@ -1,10 +1,10 @@
 """Where a run's processes come from: this machine, Slurm or Kubernetes."""
 
 import dataclasses
-import typing
 from collections.abc import Sequence
 
 from impala_jax import config as config_lib
+from impala_jax import settings as settings_lib
 from impala_jax.launching.backends import backend
 from impala_jax.launching.backends import foreground as foreground_lib
 from impala_jax.launching.backends import kubernetes as kubernetes_lib
@@ -45,8 +45,7 @@ def get(name: str, settings: Sequence[str] = ()) -> backend.Backend:
     raise config_lib.ConfigError(
       f'launcher is {name!r}: must be one of {", ".join(LAUNCHERS)}'
     )
-  # `override` works on any nest of frozen dataclasses.
-  nest = config_lib.override(typing.cast(config_lib.Config, _AllOptions()), settings)
+  nest = settings_lib.override(_AllOptions(), settings)
   problems = [
     f'{s}: has no effect with the launcher {name}'
     for s in settings

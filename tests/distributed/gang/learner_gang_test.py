@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from impala_jax import components, config_validation
+from impala_jax import components
 from impala_jax import config as config_lib
 from impala_jax.learning import learner as learner_lib
 from tests import synthetic
@@ -54,13 +54,13 @@ def test_two_processes_give_the_update_of_one_with_all_devices(tmp_path, devices
 
 def test_the_batch_must_divide_over_all_devices_of_all_learners():
   config = config_lib.override(synthetic.config(), ['learner.batch_size=36'])
-  config_validation.validate(config, 4, learners=3)
+  config_lib.validate(config, 4, learners=3)
   with pytest.raises(
     config_lib.ConfigError,
     match=r'learner.batch_size is 36: must be a multiple of the number of devices '
     r'\(2 learners x 4\): 36 = 4 x 8 \+ 4',
   ):
-    config_validation.validate(config, 4, learners=2)
+    config_lib.validate(config, 4, learners=2)
 
 
 def test_all_learners_must_use_equally_many_devices(monkeypatch):

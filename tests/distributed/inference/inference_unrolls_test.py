@@ -37,8 +37,7 @@ def _parts(*settings):
     config_lib.override(
       configs.get('catch'),
       [f'actor.envs_per_actor={_ENVS}', 'network.lstm=8', 'actor.send_logits=true',
-       'network.last_action_reward=true', 'environment.max_episode_frames=7',
-       *settings],
+       'network.last_action_reward=true', *settings],
     )
   )  # fmt: skip
 

@@ -28,11 +28,11 @@ def engine(monkeypatch):
 
 def make_config(*levels, envs=2, batch=0, **settings):
   small = {'frame_width': 16, 'frame_height': 12, 'level_cache_gib': 0.0}
-  environment = config_lib.Environment(
-    suite='dmlab', levels=levels, **{**small, **settings}
+  return config_lib.Config(
+    environment=config_lib.Environment(suite='dmlab', levels=levels),
+    actor=config_lib.Actor(envs_per_actor=envs, inference_batch=batch),
+    suite_settings=dmlab_suite.Settings(**{**small, **settings}),
   )
-  actor = config_lib.Actor(envs_per_actor=envs, inference_batch=batch)
-  return config_lib.Config(environment=environment, actor=actor)
 
 
 @pytest.mark.parametrize('action_set', ['default', 'extended'])
@@ -238,9 +238,9 @@ def test_all_problems_at_once():
   with pytest.raises(config_lib.ConfigError) as e:
     resolved('dmlab30', action_set='ten', frame_width=30, frame_height=0)
   for words in (
-    "environment.action_set is 'ten': must be one of default, extended",
-    'environment.frame_width is 30: must be a positive multiple of 4',
-    'environment.frame_height is 0',
+    "dmlab.action_set is 'ten': must be one of default, extended",
+    'dmlab.frame_width is 30: must be a positive multiple of 4',
+    'dmlab.frame_height is 0',
     'Brady',
   ):
     assert words in str(e.value)
@@ -273,11 +273,7 @@ def test_scores():
 
 def test_episodes_of_bounded_seeds(monkeypatch):
   """Only training: an evaluation's episodes are its own."""
-  config = make_config('rooms_watermaze')
-  if not hasattr(config.environment, 'episode_seeds'):
-    pytest.skip('the configuration has no such field')
-  settings = dataclasses.replace(config.environment, episode_seeds=7)
-  config = dataclasses.replace(config, environment=settings)
+  config = make_config('rooms_watermaze', episode_seeds=7)
   assert dmlab_suite.engine_settings(config, False)['episode_seeds'] == 7
   assert dmlab_suite.engine_settings(config, True)['episode_seeds'] == 0
 

@@ -1,6 +1,5 @@
 """The suite of ViZDoom's scenarios, with its engines where they are installed."""
 
-import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -22,11 +21,13 @@ needs_engine = pytest.mark.skipif(
 
 
 def make_config(*levels, envs=2, batch=0, **settings):
-  environment = config_lib.Environment(
-    suite='doom', levels=levels or (doom_suite.GROUP,), **settings
+  return config_lib.Config(
+    environment=config_lib.Environment(
+      suite='doom', levels=levels or (doom_suite.GROUP,)
+    ),
+    actor=config_lib.Actor(envs_per_actor=envs, inference_batch=batch),
+    suite_settings=doom_suite.Settings(**settings),
   )
-  actor = config_lib.Actor(envs_per_actor=envs, inference_batch=batch)
-  return config_lib.Config(environment=environment, actor=actor)
 
 
 @pytest.fixture
@@ -142,13 +143,16 @@ class TestConfiguration:
   )
   def test_unknown_level(self, level, text):
     with pytest.raises(config_lib.ConfigError, match=text):
-      registry.check_levels(make_config(level))
+      registry.check(make_config(level))
 
   @pytest.mark.parametrize(
     ('settings', 'text'),
     [
       ({'action_set': 'all'}, "action_set is 'all'"),
-      ({'frame_width': 1000}, 'frame_width, frame_height are 1000, 72'),
+      (
+        {'frame_width': 1000},
+        'doom.frame_width is 1000: with doom.frame_height 72 they must be at most 160',
+      ),
     ],
   )
   def test_impossible_settings(self, settings, text):
@@ -280,12 +284,8 @@ class TestPlay:
 
 
 def test_settings_reach_the_engine():
-  settings = dataclasses.replace(
-    make_config('basic').environment,
-    action_repeat=2,
-    frame_width=80,
-    frame_height=60,
-    max_episode_frames=100,
+  settings = doom_suite.Settings(
+    action_repeat=2, frame_width=80, frame_height=60, max_episode_frames=100
   )
   made = doom_suite._engine(settings, 'take_cover', film=True)
   assert made.kwargs == {
