@@ -1,4 +1,10 @@
-"""Small agents and random, sound unrolls for tests of the learner."""
+"""A small agent, its learner and random, sound unrolls.
+
+Agent, layout and learners are made once: they hold no state, and what one test has
+compiled serves the others.
+"""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -35,10 +41,12 @@ def config(**settings: str) -> config_lib.Config:
   return config_lib.override(config_lib.Config(), base + extra)
 
 
+@functools.cache
 def agent() -> agent_lib.Agent:
   return agent_lib.make_agent(networks.ImpalaNetwork(4, Torso(), lstm=6), SPEC)
 
 
+@functools.cache
 def layout() -> unroll_layout.UnrollLayout:
   state = jax.tree.map(lambda x: x[0], agent().initial_state(1))
   return unroll_layout.UnrollLayout(
@@ -46,6 +54,7 @@ def layout() -> unroll_layout.UnrollLayout:
   )
 
 
+@functools.cache
 def make_learner(cfg: config_lib.Config, devices: int = 1) -> learner.Learner:
   return learner.Learner(
     agent(),
@@ -79,12 +88,12 @@ def unroll(seed: int) -> types.Unroll:
   )
 
 
-def rows(seed: int, batch: int = 4, sequence: int = 0) -> np.ndarray:
+def rows(seed: int, batch: int = 4, sequence: int = 0, version: int = 0) -> np.ndarray:
   """uint8 [batch, nbytes], sealed."""
   form = layout()
   out = form.allocate(batch)
   out[:] = 0
   for i in range(batch):
     form.pack(out[i], unroll(100 * seed + i))
-    form.seal(out[i], actor_id=0, incarnation=0, sequence=sequence + i, version=0)
+    form.seal(out[i], actor_id=0, incarnation=0, sequence=sequence + i, version=version)
   return out

@@ -1,0 +1,109 @@
+"""The learner's loop: which parameters are published, saved and gone on from."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from impala_jax import config as config_lib
+from impala_jax import optimizers, types
+from impala_jax.distributed.control import board
+from impala_jax.distributed.transport import local as local_transport
+from impala_jax.learning import checkpointing, loop
+from impala_jax.learning import learner as learner_lib
+from tests import synthetic
+
+_VERSIONS = (0, 0, 1, 2, 1, 5, 3)  # Of the parameters behind each batch.
+
+
+def _config(updates: int) -> config_lib.Config:
+  frames = updates * synthetic.config().frames_per_update
+  return synthetic.config(
+    learner__total_frames=str(frames), learner__publish_interval='2'
+  )
+
+
+class _Control(board.Control):
+  """Keeps copies of all that was published."""
+
+  def __init__(self) -> None:
+    super().__init__()
+    self.published: list[tuple[int, types.Nest]] = []
+
+  def publish(self, version: int, params: types.Nest) -> None:
+    super().publish(version, params)
+    found = self.fetch(-1)
+    assert found is not None
+    self.published.append((found[0], jax.tree.map(np.copy, found[1])))
+
+
+def _run(
+  directory: Any, first: int, last: int, resume: checkpointing.Checkpoint | None = None
+) -> tuple[_Control, list[dict[str, Any]]]:
+  """Updates first + 1 to last, of batches `first` to `last - 1`."""
+  queue = local_transport.LocalTransport(synthetic.layout(), 4, 4 * len(_VERSIONS))
+  writer = queue.writer()
+  for i in range(first, last):
+    for row in synthetic.rows(i, sequence=4 * i, version=_VERSIONS[i]):
+      writer.write(row, timeout=1.0)
+  control = _Control()
+  records: list[dict[str, Any]] = []
+  saver = checkpointing.Saver(directory, keep=9)
+  # One learner for runs of any length, as if it had always been a long one.
+  learner = synthetic.make_learner(synthetic.config())
+  trains = loop.LearnerLoop(
+    _config(last), learner, queue, control, saver=saver, resume=resume,
+    on_record=records.append,
+  )  # fmt: skip
+  trains.run()
+  trains.last_record()
+  saver.close()
+  queue.close()
+  assert trains.updates == last
+  return control, records
+
+
+def _expected() -> list[learner_lib.LearnerState]:
+  """The state after each number of updates."""
+  learner = synthetic.make_learner(synthetic.config())
+  state = learner.init(synthetic.config().seed)
+  states = [jax.tree.map(np.copy, learner_lib.to_host(state))]
+  for i in range(len(_VERSIONS)):
+    state, _, _ = learner.update(state, learner.put(synthetic.rows(i)))
+    states.append(jax.tree.map(np.copy, learner_lib.to_host(state)))
+  return states
+
+
+def _same(found: types.Nest, expected: types.Nest) -> None:
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_each_version_is_the_parameters_after_so_many_updates(tmp_path):
+  states = _expected()
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[0].params, states[1][0])
+  assert min(jax.tree.leaves(moved)) > 0
+
+  control, records = _run(tmp_path, 0, 5)
+  assert [version for version, _ in control.published] == [0, 2, 4, 5]
+  for version, params in control.published:
+    _same(params, states[version].params)
+  assert records[-1]['updates'] == 5
+  assert records[-1]['frames'] == 5 * 20
+  lag = [i - _VERSIONS[i] for i in range(5)]
+  # The first record is written while the first update is compiled.
+  assert records[-1]['policy_lag_max'] == max(lag)
+  np.testing.assert_allclose(records[-1]['policy_lag_mean'], np.mean(lag))
+  assert records[-1]['learning_rate'] == optimizers.learning_rate_at(_config(5), 5)
+
+  # And on from there, in a process of its own.
+  learner = synthetic.make_learner(synthetic.config())
+  resume = checkpointing.latest(tmp_path, learner.template())
+  assert resume is not None
+  assert resume.metadata['updates'] == 5
+  _same(resume.state, states[5])
+  control, records = _run(tmp_path, 5, 7, resume)
+  assert [version for version, _ in control.published] == [5, 6, 7]
+  for version, params in control.published:
+    _same(params, states[version].params)
+  assert records[-1]['frames'] == 7 * 20
+  assert records[-1]['policy_lag_max'] == 6 - _VERSIONS[6]
