@@ -79,6 +79,35 @@ def test_rows_are_the_same_in_every_size_and_on_every_device(device):
     )
 
 
+def test_each_call_draws_anew_and_its_padding_is_nobodys():
+  """A key used twice would make all steps of an episode choose alike."""
+  agent = synthetic.agent()
+  policy = device_policy.DevicePolicy(agent, 64, [64], seed=1)
+  policy.set_parameters(0, agent.init(jax.random.key(0)))
+  first = _steps(64)._replace(step_type=np.zeros(64, np.uint8))
+
+  def begin_episodes():
+    """Actions, and the states before: always the same inputs, so the same after."""
+    running = policy.start(
+      np.arange(64, dtype=np.int32), first, np.zeros(64, np.int32), np.ones(64, bool)
+    )
+    (action, _, _), states = policy.finish(running)
+    return action, states
+
+  draws, before = zip(*[begin_episodes() for _ in range(3)], strict=True)
+  for a, b in ((0, 1), (0, 2), (1, 2)):
+    # Of 64 decisions by the same probabilities about a quarter agree.
+    assert np.mean(draws[a] == draws[b]) < 0.6
+  policy.finish(
+    policy.start(
+      np.array([5], np.int32), _steps(1, 7), np.zeros(1, np.int32), np.zeros(1, bool)
+    )
+  )
+  _, after = begin_episodes()
+  for x, y in zip(jax.tree.leaves(before[-1]), jax.tree.leaves(after), strict=True):
+    np.testing.assert_array_equal(np.flatnonzero((x != y).any(axis=1)), [5])
+
+
 @pytest.mark.parametrize(
   ('role', 'platform', 'jax_platforms', 'one_thread', 'preallocate'),
   [

@@ -65,6 +65,9 @@ def test_another_network_is_refused_by_name(tmp_path):
   wrong = state._replace(updates=np.zeros(2, np.int32))
   with pytest.raises(checkpointing.CheckpointError, match='updates'):
     checkpointing.load(path, wrong)
+  wrong = state._replace(skipped=np.zeros((), np.int64))
+  with pytest.raises(checkpointing.CheckpointError, match=r'skipped.*needs int64\[\]'):
+    checkpointing.load(path, wrong)
 
 
 def test_an_empty_directory_has_no_checkpoint(tmp_path):

@@ -9,6 +9,7 @@ from impala_jax import config as config_lib
 from impala_jax import optimizers, types
 from impala_jax.distributed.control import board
 from impala_jax.distributed.transport import local as local_transport
+from impala_jax.distributed.transport import protocol as transport
 from impala_jax.learning import checkpointing, loop
 from impala_jax.learning import learner as learner_lib
 from tests import synthetic
@@ -107,3 +108,66 @@ def test_each_version_is_the_parameters_after_so_many_updates(tmp_path):
     _same(params, states[version].params)
   assert records[-1]['frames'] == 7 * 20
   assert records[-1]['policy_lag_max'] == 6 - _VERSIONS[6]
+
+
+class _Learner(learner_lib.Learner):
+  """Updates that are only over when somebody waits for them."""
+
+  def __init__(self, events: list[tuple[str, int]]):
+    self._events = events
+    self._updates = 0
+
+  def init(self, seed: int) -> learner_lib.LearnerState:
+    del seed
+    return learner_lib.LearnerState(None, None, None, None)
+
+  def snapshot(self, state: learner_lib.LearnerState) -> learner_lib.LearnerState:
+    return state
+
+  def put(self, rows: np.ndarray) -> Any:
+    return rows
+
+  def update(self, state: learner_lib.LearnerState, rows: Any) -> Any:
+    del rows
+    self._updates += 1
+    self._events.append(('begun', self._updates))
+    return state, None, {'figure': _Pending(self._events, self._updates)}
+
+
+class _Pending:
+  """A figure on a device that is still busy."""
+
+  def __init__(self, events: list[tuple[str, int]], update: int):
+    self._event = events, update
+
+  def block_until_ready(self) -> '_Pending':
+    events, update = self._event
+    events.append(('over', update))
+    return self
+
+
+class _Reader(local_transport.LocalTransport):
+  """Notes when each batch was given back."""
+
+  def __init__(self, events: list[tuple[str, int]]):
+    super().__init__(synthetic.layout(), 1, 1)
+    self._events = events
+    self._batches = 0
+
+  def read(self, timeout: float) -> transport.Batch:
+    self._batches += 1
+    number = self._batches
+    rows = synthetic.layout().allocate(1)
+    rows[:] = 0
+    return transport.Batch(rows, lambda: self._events.append(('released', number)))
+
+
+def test_a_batch_is_kept_until_its_update_is_over_and_the_next_one_begins_before():
+  """XLA reads its memory in place; and the device is not to wait for this thread."""
+  events: list[tuple[str, int]] = []
+  config = config_lib.override(_config(3), ['learner.metrics_interval=1000'])
+  loop.LearnerLoop(config, _Learner(events), _Reader(events), board.Control()).run()
+  assert events == [
+    ('begun', 1), ('begun', 2), ('over', 1), ('released', 1),
+    ('begun', 3), ('over', 2), ('released', 2), ('over', 3), ('released', 3),
+  ]  # fmt: skip

@@ -115,11 +115,15 @@ def features(unroll):
 
 
 def gradient(weights, unroll, stretches):
-  """Of the loss by `weights` [7, A + 1] (policy, baseline), and the loss's parts."""
+  """Of the loss by `weights` [7, A + 1] (policy, baseline).
+
+  And the loss's parts, and the entropy of each valid step by column of the batch.
+  """
   x = features(unroll)
   output = x @ weights
   slopes = np.zeros((T + 1, B, A + 1))
   parts = dict.fromkeys(('policy_loss', 'baseline_loss', 'entropy_loss'), 0.0)
+  entropies = [[] for _ in range(B)]
   for b in range(B):
     for first, last in stretches[b]:
       one = reference.loss(
@@ -135,7 +139,8 @@ def gradient(weights, unroll, stretches):
       slopes[first : last + 1, b, A] += one['grad_baseline']
       for name in parts:
         parts[name] += one[name]
-  return np.einsum('tbf,tbo->fo', x, slopes), parts
+      entropies[b].extend(one['entropies'])
+  return np.einsum('tbf,tbo->fo', x, slopes), parts, entropies
 
 
 def flat(params):
@@ -160,7 +165,7 @@ def test_updates_are_the_papers(devices):
     state, params, figures = learner.update(state, learner.put(rows))
     params, figures = learner_lib.to_host((params, figures))
     if seed is not None:
-      found, parts = gradient(weights, unroll, stretches)
+      found, parts, entropies = gradient(weights, unroll, stretches)
       norms.append(np.linalg.norm(found))
       gradients.append(found * min(1, 50 / norms[-1]))
       rates = 0.05 * (1 - np.arange(len(gradients)) / 5)
@@ -170,6 +175,11 @@ def test_updates_are_the_papers(devices):
       parts['total_loss'] = sum(parts.values())
       parts['grad_norm'] = norms[-1]
       parts['valid_steps'] = sum(z - a for column in stretches for a, z in column)
+      # What is not a sum is the mean over devices of theirs.
+      shares = np.split(np.arange(B), devices)
+      parts['entropy'] = np.mean(
+        [np.mean(np.concatenate([entropies[b] for b in share])) for share in shares]
+      )
       for name, value in parts.items():
         np.testing.assert_allclose(figures[name], value, rtol=1e-3, err_msg=name)
     np.testing.assert_allclose(flat(params), weights, rtol=1e-4, atol=1e-4)
