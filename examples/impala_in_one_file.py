@@ -118,7 +118,7 @@ def stacked(steps):
 
 
 def loss(params, unroll):
-  """The loss of an unroll, summed over its steps, and the mean importance ratio."""
+  """The loss, summed over the steps of an unroll, and the mean |pi / mu - 1|."""
   # Policy and value under the newest parameters, from the state in which the actor
   # began; `last_action[t]` is the action that led to step t.
   last_action = jnp.concatenate([unroll.last_action[None], unroll.action])
@@ -150,7 +150,7 @@ def loss(params, unroll):
     + BASELINE_COST * 0.5 * jnp.sum(jnp.square(errors))
     - ENTROPY_COST * jnp.sum(entropy)
   )
-  return total, jnp.sum(returns.rhos) / jnp.sum(valid)
+  return total, jnp.mean(jnp.abs(returns.rhos - 1.0), where=valid)
 
 
 def train(seed=0, updates=UPDATES):
@@ -160,9 +160,9 @@ def train(seed=0, updates=UPDATES):
 
   @jax.jit
   def update(params, opt_state, unroll):
-    gradients, ratio = jax.grad(loss, has_aux=True)(params, unroll)
+    gradients, off_policy = jax.grad(loss, has_aux=True)(params, unroll)
     changes, opt_state = optimizer.update(gradients, opt_state, params)
-    return optax.apply_updates(params, changes), opt_state, ratio
+    return optax.apply_updates(params, changes), opt_state, off_policy
 
   params = AGENT.init(jax.random.key(seed))
   opt_state = optimizer.init(params)
@@ -178,8 +178,8 @@ def train(seed=0, updates=UPDATES):
   start = time.monotonic()
   try:
     for done in range(1, updates + 1):
-      unroll = shared.unrolls.get(timeout=60.0)
-      params, opt_state, ratio = update(params, opt_state, unroll)
+      unroll = shared.unrolls.get(timeout=120.0)
+      params, opt_state, off_policy = update(params, opt_state, unroll)
       shared.params = params
       # In Catch the last reward of a game is its whole return.
       over = unroll.timestep.step_type[1:] == types.StepType.LAST
@@ -187,7 +187,7 @@ def train(seed=0, updates=UPDATES):
       if done % 100 == 0:
         print(
           f'{done * GAMES * LENGTH:7,d} steps in {time.monotonic() - start:4.1f} s: '
-          f'mean return {np.mean(returns):5.2f}, mean pi/mu {ratio:.3f}'
+          f'mean return {np.mean(returns):5.2f}, mean |pi/mu - 1| {off_policy:.3f}'
         )
   finally:
     shared.done = True

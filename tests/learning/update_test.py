@@ -189,3 +189,31 @@ def test_updates_are_the_papers(devices):
     assert figures['skipped'] == host.skipped
   # Both sides of the clip were seen.
   assert min(norms) < 50 < max(norms)
+
+
+@pytest.mark.parametrize('what', ['loss', 'gradient'])
+def test_loss_and_gradient_must_both_be_finite(what):
+  """A sound gradient of a loss that overflows is refused, and the other way round."""
+
+  def loss_fn(output, unroll):
+    del unroll
+    values = jnp.sum(jnp.square(output.baseline))
+    # The slope of the root at 0 is infinite, and its value 0.
+    extra = jnp.inf if what == 'loss' else jnp.sqrt(0.0 * values)
+    return values + extra, {}
+
+  update = jax.jit(
+    learner_lib.make_update(AGENT, loss_fn, optimizers.make_optimizer(CONFIG), LAYOUT)
+  )
+  _, _, rows = make_batch(0)
+  before = learner_lib.init_state(
+    AGENT, optimizers.make_optimizer(CONFIG), jax.random.key(0)
+  )
+  after, params, figures = update(before, rows)
+  assert np.isfinite(figures['total_loss']) == (what != 'loss')
+  assert np.isfinite(figures['grad_norm']) == (what != 'gradient')
+  assert after.skipped == after.updates == 1
+  kept = before.params, before.opt_state, before.params
+  jax.tree.map(
+    np.testing.assert_array_equal, (after.params, after.opt_state, params), kept
+  )
