@@ -4,6 +4,7 @@ Arguments: run directory, devices of this process, updates. The rest comes by
 environment variables, as from a launcher.
 """
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -22,7 +23,8 @@ def main(run_dir: pathlib.Path, devices: int, updates: int) -> None:
   from impala_jax.runtime import role_environment
   from tests import synthetic
 
-  gang = gang_start.join(role_environment.RoleEnvironment.read(), lambda: False)
+  here = role_environment.RoleEnvironment.read()
+  gang = gang_start.join(dataclasses.replace(here, run_dir=run_dir), lambda: False)
   assert gang is not None
   config = synthetic.config()
   learner = learner_lib.Learner(

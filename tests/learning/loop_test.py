@@ -1,5 +1,6 @@
 """The learner's loop: which parameters are published, saved and gone on from."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from impala_jax import optimizers, types
 from impala_jax.distributed.control import board
 from impala_jax.distributed.transport import local as local_transport
 from impala_jax.distributed.transport import protocol as transport
-from impala_jax.learning import checkpointing, loop
+from impala_jax.learning import checkpointing, loop, recorder
 from impala_jax.learning import learner as learner_lib
 from tests import synthetic
 
@@ -24,15 +25,15 @@ def _config(updates: int) -> config_lib.Config:
   )
 
 
-class _Control(board.Control):
+class _Control(board.Board):
   """Keeps copies of all that was published."""
 
   def __init__(self) -> None:
     super().__init__()
     self.published: list[tuple[int, types.Nest]] = []
 
-  def publish(self, version: int, params: types.Nest) -> None:
-    super().publish(version, params)
+  def publish(self, version: int, copy: Callable[[], types.Nest]) -> None:
+    super().publish(version, copy)
     found = self.fetch(-1)
     assert found is not None
     self.published.append((found[0], jax.tree.map(np.copy, found[1])))
@@ -52,12 +53,15 @@ def _run(
   saver = checkpointing.Saver(directory, keep=9)
   # One learner for runs of any length, as if it had always been a long one.
   learner = synthetic.make_learner(synthetic.config())
-  trains = loop.LearnerLoop(
-    _config(last), learner, queue, control, saver=saver, resume=resume,
-    on_record=records.append,
+  recorded = recorder.Recorder(
+    _config(last), control, queue.stats, resume=resume,
+    on_record=lambda status: records.append(status.record.flat()),
   )  # fmt: skip
+  trains = loop.LearnerLoop(
+    _config(last), learner, queue, control, recorded, saver, resume
+  )
   trains.run()
-  trains.last_record()
+  recorded.last_record(trains.updates)
   saver.close()
   queue.close()
   assert trains.updates == last
@@ -166,7 +170,9 @@ def test_a_batch_is_kept_until_its_update_is_over_and_the_next_one_begins_before
   """XLA reads its memory in place; and the device is not to wait for this thread."""
   events: list[tuple[str, int]] = []
   config = config_lib.override(_config(3), ['learner.metrics_interval=1000'])
-  loop.LearnerLoop(config, _Learner(events), _Reader(events), board.Control()).run()
+  control, reader = board.Board(), _Reader(events)
+  recorded = recorder.Recorder(config, control, reader.stats)
+  loop.LearnerLoop(config, _Learner(events), reader, control, recorded).run()
   assert events == [
     ('begun', 1), ('begun', 2), ('over', 1), ('released', 1),
     ('begun', 3), ('over', 2), ('released', 2), ('over', 3), ('released', 3),
