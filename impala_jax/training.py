@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import dm_env
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from impala_jax import components, losses, types
 from impala_jax import config as config_lib
@@ -105,7 +106,7 @@ def evaluate(
   level: str | None = None,
   greedy: bool = False,
   seed: int = 0,
-) -> np.ndarray:
+) -> npt.NDArray[np.float64]:
   """Returns of whole episodes played with the trained agent.
 
   Args:

@@ -9,6 +9,7 @@ leading axes. Unrolls overlap by one step: an unroll of `T` actions holds
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 # How it is made good that an older policy acted, see `vtrace.vtrace`.
 CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'no_correction')
@@ -21,6 +22,8 @@ REWARD_CLIPPING = ('abs_one', 'soft_asymmetric', 'none')
 Array = Any
 # Any pytree of arrays.
 Nest = Any
+# One row, [nbytes], or several, [..., nbytes]: see `unroll_layout`.
+Rows = npt.NDArray[np.uint8]
 
 
 class StepType:
@@ -35,7 +38,7 @@ class ArraySpec(NamedTuple):
   """Shape and dtype of one array, without leading time or batch axes."""
 
   shape: tuple[int, ...]
-  dtype: np.dtype
+  dtype: np.dtype[Any]
 
 
 class TimeStep(NamedTuple):

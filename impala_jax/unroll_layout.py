@@ -8,11 +8,12 @@ and the arrays are cut out of it there (`UnrollLayout.unpack`).
 
 import hashlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from impala_jax import types
@@ -38,12 +39,12 @@ _CHECKED_FROM = HEADER.fields['actor_id'][1]  # type: ignore[index]
 class Field(NamedTuple):
   name: str
   shape: tuple[int, ...]
-  dtype: np.dtype
+  dtype: np.dtype[Any]
   offset: int
   nbytes: int
 
 
-def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...]) -> types.Rows:
   """Uninitialised uint8 array whose first byte is 64-byte aligned.
 
   XLA's CPU client takes such an array without copying it.
@@ -82,11 +83,11 @@ class UnrollLayout:
       hashlib.sha256(text.encode()).digest()[:8], 'little'
     )
 
-  def allocate(self, rows: int) -> np.ndarray:
+  def allocate(self, rows: int) -> types.Rows:
     """Uninitialised uint8 [rows, nbytes], each row 64-byte aligned."""
     return aligned_empty((rows, self.nbytes))
 
-  def views(self, rows: np.ndarray) -> types.Unroll:
+  def views(self, rows: types.Rows) -> types.Unroll:
     """NumPy views [rows, ...] (or [...] of one row) into uint8 `rows`."""
     lead = rows.shape[:-1]
     leaves = []
@@ -94,13 +95,14 @@ class UnrollLayout:
       part = rows[..., f.offset : f.offset + f.nbytes].view(f.dtype)
       leaves.append(part.reshape(lead + f.shape))
       assert f.nbytes == 0 or np.shares_memory(leaves[-1], rows), f.name
-    return jax.tree_util.tree_unflatten(self._treedef, leaves)
+    unroll: types.Unroll = jax.tree_util.tree_unflatten(self._treedef, leaves)
+    return unroll
 
-  def header(self, rows: np.ndarray) -> np.ndarray:
+  def header(self, rows: types.Rows) -> npt.NDArray[np.void]:
     """Structured view (dtype `HEADER`) of shape `rows.shape[:-1]`."""
     return rows[..., : HEADER.itemsize].view(HEADER)[..., 0]
 
-  def pack(self, row: np.ndarray, unroll: types.Unroll) -> None:
+  def pack(self, row: types.Rows, unroll: types.Unroll) -> None:
     """Copies a whole `unroll` into `row` (the header is left to `seal`).
 
     Raises:
@@ -123,7 +125,7 @@ class UnrollLayout:
 
   def seal(
     self,
-    row: np.ndarray,
+    row: types.Rows,
     *,
     actor_id: int,
     incarnation: int,
@@ -139,7 +141,7 @@ class UnrollLayout:
     )  # fmt: skip
     self.header(row)['checksum'] = _checksum(row)
 
-  def problem(self, row: np.ndarray) -> str | None:
+  def problem(self, row: types.Rows) -> str | None:
     """Why a received row must be refused, or None where it is sound."""
     if row.dtype != np.uint8 or row.shape != (self.nbytes,):
       return f'is {row.dtype}{list(row.shape)}, expected uint8[{self.nbytes}]'
@@ -160,7 +162,8 @@ class UnrollLayout:
         part = part.reshape((*lead, f.nbytes // f.dtype.itemsize, f.dtype.itemsize))
         part = jax.lax.bitcast_convert_type(part, f.dtype)
       leaves.append(jnp.reshape(part, lead + f.shape))
-    return jax.tree_util.tree_unflatten(self._treedef, leaves)
+    unroll: types.Unroll = jax.tree_util.tree_unflatten(self._treedef, leaves)
+    return unroll
 
 
 def unroll_spec(
@@ -211,5 +214,5 @@ def unroll_spec(
   )
 
 
-def _checksum(row: np.ndarray) -> int:
+def _checksum(row: types.Rows) -> int:
   return xxhash.xxh3_64_intdigest(row[_CHECKED_FROM:].data)

@@ -140,7 +140,10 @@ def _solve(decay: jax.Array, delta: jax.Array, method: str) -> jax.Array:
     # Decided by the platform of the compiled computation, which under jit need not be
     # the default backend.
     branches = {p: _SOLVERS[m] for p, m in _AUTO_METHOD.items()}
-    return jax.lax.platform_dependent(decay, delta, default=_solve_scan, **branches)
+    errors: jax.Array = jax.lax.platform_dependent(
+      decay, delta, default=_solve_scan, **branches
+    )
+    return errors
   return _SOLVERS[method](decay, delta)
 
 
@@ -150,7 +153,9 @@ def _solve_scan(decay: jax.Array, delta: jax.Array) -> jax.Array:
 
 
 def _solve_associative(decay: jax.Array, delta: jax.Array) -> jax.Array:
-  return jax.lax.associative_scan(_compose, (decay, delta), reverse=True)[1]
+  errors: jax.Array
+  _, errors = jax.lax.associative_scan(_compose, (decay, delta), reverse=True)
+  return errors
 
 
 # At module level, so that calls outside jit find the compiled scan of the last one.

@@ -11,8 +11,9 @@ import threading
 import time
 
 import numpy as np
+import numpy.typing as npt
 
-from impala_jax import unroll_layout
+from impala_jax import types, unroll_layout
 from impala_jax.distributed.transport import protocol as transport
 
 # One that is being completed, and three batches in the learner's hands. Pages of
@@ -23,7 +24,7 @@ _SPARE_SLABS = 4
 class _Slab:
   """Room for one batch; rows [start, claimed) wait or are being written."""
 
-  def __init__(self, rows: np.ndarray):
+  def __init__(self, rows: types.Rows):
     self.rows = rows
     self.reset()
 
@@ -171,7 +172,7 @@ class LocalTransport:
           self._recycle(slab)
         self._has_room.notify()
 
-  def _take_note(self, header: np.ndarray) -> bool:
+  def _take_note(self, header: npt.NDArray[np.void]) -> bool:
     """Counts a sound row; whether it is wanted."""
     writer = self._tracker.observe(header, self._stats)
     if writer is None:
@@ -234,7 +235,7 @@ class LocalWriter:
     self._owner = owner
     self.closed = False
 
-  def write(self, row: np.ndarray, timeout: float) -> None:
+  def write(self, row: types.Rows, timeout: float) -> None:
     """See `transport.Writer`."""
     transport.check_row(row, self._owner.layout)
     slab, index = self._owner._claim(timeout, self)

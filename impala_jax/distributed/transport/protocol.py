@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from impala_jax import unroll_layout
+from impala_jax import types, unroll_layout
 
 
 class TransportError(Exception):
@@ -64,7 +65,9 @@ class SequenceTracker:
   def __init__(self) -> None:
     self._writers: dict[tuple[int, int], WriterStats] = {}
 
-  def observe(self, header: np.ndarray, stats: ReaderStats) -> WriterStats | None:
+  def observe(
+    self, header: npt.NDArray[np.void], stats: ReaderStats
+  ) -> WriterStats | None:
     """Counts `lost` and `duplicated`; None for an unroll that came before."""
     key = (int(header['actor_id']), int(header['incarnation']))
     sequence = int(header['sequence'])
@@ -92,7 +95,7 @@ class Batch:
     rows: uint8 [B, nbytes], 64-byte aligned.
   """
 
-  def __init__(self, rows: np.ndarray, on_release: Callable[[], None] | None = None):
+  def __init__(self, rows: types.Rows, on_release: Callable[[], None] | None = None):
     self.rows = rows
     self._on_release = on_release
 
@@ -108,7 +111,7 @@ class Batch:
       self._on_release = None
 
 
-def check_row(row: np.ndarray, layout: unroll_layout.UnrollLayout) -> None:
+def check_row(row: types.Rows, layout: unroll_layout.UnrollLayout) -> None:
   """Raises ValueError unless `row` is uint8 [layout.nbytes]."""
   if row.dtype != np.uint8 or row.shape != (layout.nbytes,):
     raise ValueError(
@@ -119,7 +122,7 @@ def check_row(row: np.ndarray, layout: unroll_layout.UnrollLayout) -> None:
 class Writer(Protocol):
   """The actor's side. `write` is used by one thread, `close` by any."""
 
-  def write(self, row: np.ndarray, timeout: float) -> None:
+  def write(self, row: types.Rows, timeout: float) -> None:
     """Sends one sealed row; `row` may be reused as soon as it returns.
 
     Raises:

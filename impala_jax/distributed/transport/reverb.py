@@ -13,10 +13,12 @@ import math
 import os
 import threading
 import time
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from impala_jax import unroll_layout
+from impala_jax import types, unroll_layout
 from impala_jax.distributed.security import loopback_guard, ports
 from impala_jax.distributed.transport import local as local_transport
 from impala_jax.distributed.transport import protocol as transport
@@ -201,7 +203,7 @@ class ReverbReader:
         self._closed.wait(pause)
         pause = min(2 * pause, _LOOK_AT_MOST)
 
-  def _is_row(self, item: list[np.ndarray]) -> bool:
+  def _is_row(self, item: list[npt.NDArray[Any]]) -> bool:
     shapes = [(str(x.dtype), x.shape) for x in item]
     if shapes == [('uint8', (self.layout.nbytes,))]:
       return True
@@ -243,7 +245,7 @@ class ReverbWriter:
     # Header of the row that was given to Reverb and is not confirmed.
     self._pending: bytes | None = None
 
-  def write(self, row: np.ndarray, timeout: float) -> None:
+  def write(self, row: types.Rows, timeout: float) -> None:
     """See `transport.Writer`; may take `connect_timeout` longer than `timeout`.
 
     Raises:
@@ -273,7 +275,7 @@ class ReverbWriter:
       self._disconnect()
       self._lock.release()
 
-  def _deliver(self, row: np.ndarray, deadline: float) -> None:
+  def _deliver(self, row: types.Rows, deadline: float) -> None:
     connection = self._connection or self._connect()
     header = row[: unroll_layout.HEADER.itemsize].tobytes()
     if self._pending is not None:

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any, NamedTuple
 
-import numpy as np
+from impala_jax import types
 
 # Fields of `TableInfo` in Reverb's schema.proto.
 _NAME, _CURRENT_SIZE = 8, 7
@@ -83,7 +83,7 @@ class Connection:
       raise ConnectionError(str(e)) from e
     return [table_of(answer) for answer in answers]
 
-  def send(self, table: str, row: np.ndarray) -> None:
+  def send(self, table: str, row: types.Rows) -> None:
     """Hands a copy of `row` to Reverb's thread, as one item of `table`.
 
     Raises:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 
 from impala_jax.distributed.transport import reverb_native
 
@@ -64,7 +64,7 @@ class Server:
     """Rows in the queue."""
     return reverb_native.table_of(self._queue.info()).size
 
-  def take(self) -> Iterator[list[np.ndarray]]:
+  def take(self) -> Iterator[list[npt.NDArray[Any]]]:
     """Takes items that wait in the queue, none where there is none.
 
     It waits for nobody; but an item that claims an absurd size may never come out.
