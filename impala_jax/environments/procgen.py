@@ -151,10 +151,8 @@ def problem(level: str) -> str | None:
   )
 
 
-def _resolve(config: config_lib.Config) -> config_lib.Config:
-  if importlib.util.find_spec('procgen') is None:
-    raise config_lib.ConfigError(NOT_INSTALLED)
-  return config
+def _missing() -> str:
+  return NOT_INSTALLED if importlib.util.find_spec('procgen') is None else ''
 
 
 def _vector(
@@ -171,5 +169,9 @@ def _vector(
 
 
 SUITE = registry.Suite(
-  make=_vector, spec=lambda _: SPEC, problem=problem, resolve=_resolve
+  make=_vector,
+  spec=lambda _: SPEC,
+  problem=problem,
+  missing=_missing,
+  levels=lambda: [*GAMES, *(f'{game}{_EASY}' for game in GAMES)],
 )

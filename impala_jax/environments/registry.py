@@ -6,6 +6,7 @@ A suite is a family of levels, perhaps with settings of its own. Known are those
 the attribute is what `register` takes.
 """
 
+import contextlib
 import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,10 @@ class Suite(NamedTuple):
   # configuration by `config.of_suite`. Its field `action_repeat`, where there is one,
   # says how many frames an agent step is; without it, it is one.
   settings: type[settings_lib.Section] | None = None
+  # What has to be installed for it and how, empty where all is there.
+  missing: Callable[[], str] | None = None
+  # The levels that `environment.levels` may name, groups of them first. None: any.
+  levels: Callable[[], Sequence[str]] | None = None
 
 
 # Makes one environment: `make(level, seed=...)`.
@@ -86,6 +91,21 @@ def register(
   if made.settings is not None:
     settings_lib.check_class(made.settings)
   suites.register(name, made)
+
+
+def missing(name: str) -> str:
+  """What has to be installed for a suite and how, empty where all is there."""
+  suite = find(name)
+  return suite.missing() if suite.missing is not None else ''
+
+
+def levels(name: str) -> tuple[str, ...]:
+  """The levels of a suite; none where it takes any name, or is not installed."""
+  suite = find(name)
+  try:
+    return tuple(suite.levels()) if suite.levels is not None else ()
+  except ImportError:
+    return ()
 
 
 def make_vector(
@@ -163,17 +183,23 @@ def check(config: config_lib.Config) -> None:
     raise config_lib.ConfigError('\n'.join(found))
 
 
-def resolve(config: config_lib.Config) -> config_lib.Config:
-  """The configuration as it can be run here; for launchers, before anything starts.
+def resolve(config: config_lib.Config, elsewhere: bool = False) -> config_lib.Config:
+  """The configuration as it can be run; for launchers, before anything starts.
 
   Groups of levels become their levels, and levels that lack their data are left out
   where the suite has a setting that says so.
+
+  Args:
+    config: the run.
+    elsewhere: it is run by other machines, so the suite need not be installed here.
 
   Raises:
     config.ConfigError: what is missing, and how to get it; impossible settings of the
       suite; levels that do not exist.
   """
   suite = find(config.environment.suite)
+  if not elsewhere and (text := missing(config.environment.suite)):
+    raise config_lib.ConfigError(text)
   found = config_lib.suite_problems(config)
   if suite.resolve is not None:
     try:
@@ -182,7 +208,9 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
       found.append(str(e))
   if found:
     raise config_lib.ConfigError('\n'.join(found))
-  check(config)
+  # Some suites ask their engine which levels there are.
+  with contextlib.suppress(*([ImportError] if elsewhere else [])):
+    check(config)
   return config
 
 
@@ -280,6 +308,7 @@ def from_maker(
     problem=None if levels is None else problem,
     scene=scene,
     settings=settings,
+    levels=None if levels is None else lambda: levels,
   )
 
 

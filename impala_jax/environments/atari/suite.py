@@ -1,6 +1,7 @@
 """The suite `atari`: games by name, in the native threads of ale-py."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,15 @@ class Settings:
       allowed = f'must be at least atari.action_repeat ({self.action_repeat})'
       yield 'max_episode_frames', allowed
 
+NOT_INSTALLED = (
+  'the Atari games (the Python module ale_py) are not installed here; get them with: '
+  "pip install 'ale-py>=0.11' 'gymnasium>=1.1'"
+)
+
+
+def _missing() -> str:
+  return NOT_INSTALLED if importlib.util.find_spec('ale_py') is None else ''
+
 
 def _full_actions(config: config_lib.Config) -> bool:
   several = len(config.environment.levels) > 1
@@ -88,4 +98,6 @@ SUITE = registry.Suite(
     c.environment.levels[task], task_id=task, **_arguments(c, evaluation=True)
   ),
   settings=Settings,
+  missing=_missing,
+  levels=atari_games.games,
 )

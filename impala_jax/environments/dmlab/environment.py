@@ -92,7 +92,7 @@ class DmLab(dm_env.Environment):
     level_cache_gib: its bound; 0 for no cache.
     episode_seeds: episodes are seeded from [0, episode_seeds); 0 for [0, 2^31). The
       map follows from the seed, so only with a bounded number do maps come again and
-      does a level cache have hits (`launch.fill_level_cache`).
+      does a level cache have hits (`impala fill_level_cache`).
     dataset_path: the pictures of two psychlab levels.
     renderer: 'software' or 'hardware'.
     config: more settings of the engine or the level; they win over those above.

@@ -131,17 +131,22 @@ def problem(level: str) -> str | None:
   return f'unknown DeepMind Lab level {level!r}: {hint}'
 
 
+def missing() -> str:
+  """How to get the engine, empty where it is installed."""
+  if importlib.util.find_spec('deepmind_lab') is not None:
+    return ''
+  return (
+    f'{dmlab.NOT_INSTALLED}\nWithout it, --suite=doom trains on several first-person '
+    'levels by the same code.'
+  )
+
+
 def resolve(config: config_lib.Config) -> config_lib.Config:
   """Writes out `dmlab30`; with `skip_unavailable_levels` drops levels without pictures.
 
   Raises:
-    ConfigError: DeepMind Lab is not installed, or pictures are missing.
+    ConfigError: pictures are missing, or a setting is one that the engine cannot have.
   """
-  if importlib.util.find_spec('deepmind_lab') is None:
-    raise config_lib.ConfigError(
-      f'{dmlab.NOT_INSTALLED}\nWithout it, --suite=doom trains on several first-person '
-      'levels by the same code.'
-    )
   settings = config.of_suite(Settings)
   levels: list[str] = []
   for level in config.environment.levels:
@@ -204,4 +209,6 @@ SUITE = registry.Suite(
   scores=dmlab30.scores,
   reference=dmlab30.reference,
   settings=Settings,
+  missing=missing,
+  levels=lambda: [GROUP, *_KNOWN],
 )

@@ -121,14 +121,17 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   """Writes out the group.
 
   Raises:
-    config.ConfigError: there is no `vizdoom`.
+    config.ConfigError: see `spec`.
   """
-  if importlib.util.find_spec('vizdoom') is None:
-    raise config_lib.ConfigError(NOT_INSTALLED)
   levels: list[str] = []
   for level in config.environment.levels:
     levels.extend(SCENARIOS if level == GROUP else [level])
   return replace(config, environment=replace(config.environment, levels=tuple(levels)))
+
+
+def missing() -> str:
+  """How to get the engine, empty where it is installed."""
+  return NOT_INSTALLED if importlib.util.find_spec('vizdoom') is None else ''
 
 
 def reference(level: str) -> scoring.Reference | None:
@@ -256,4 +259,6 @@ SUITE = registry.Suite(
   scores=scores,
   reference=reference,
   settings=Settings,
+  missing=missing,
+  levels=lambda: [GROUP, *SCENARIOS],
 )
