@@ -12,7 +12,7 @@ export PYTHON VENV_ROOT PYTEST_ARGS
 .PHONY: help train test setup lint clean
 
 help:
-	@echo 'make train  set up, then train on Atari (ARGS="--help" lists the flags)'
+	@echo 'make train  set up, then train on Atari with a live view'
 	@echo 'make test   set up, then lint, type check and tests on both sets'
 	@echo 'make setup  set up alone: the virtual environment $(VENV)'
 	@echo 'make lint   style check alone'
@@ -23,11 +23,11 @@ help:
 	@echo '                       cluster: Reverb, Python 3.11; latest: JAX 0.10'
 	@echo '  SETS="cluster latest"  sets for test'
 	@echo '  PYTHON=...           interpreter to build with (default: python3.11)'
-	@echo '  ARGS="..."           flags of launch.run_atari'
+	@echo '  ARGS="..."           flags of train; ARGS="--help" lists them'
 	@echo '  PYTEST_ARGS="..."    arguments of pytest, such as tests/vtrace_test.py'
 
 train: setup
-	@exec "$(VENV)/bin/python" -m launch.run_atari $(ARGS)
+	@exec "$(VENV)/bin/python" -m impala_jax train $(ARGS)
 
 test:
 	@for set in $(SETS); do tools/setup_venv.sh $$set || exit 1; done

@@ -1,24 +1,12 @@
-"""Trains an IMPALA agent: `python -m launch.run_atari --game=breakout`.
+#!/usr/bin/env python3
+"""`impala train` by path, or as `python -m launch.run_atari`."""
 
-The main job. Any named configuration can be run (`--config`), on one game or, as a
-multi-task agent, on several (`--game=pong,breakout`), and every setting changed
-(`--set loss.entropy_cost=0.02`).
-"""
-
+import pathlib
 import sys
 
-from absl import app, flags
-
-from launch import training
-
-_CONFIG = flags.DEFINE_string('config', 'small', 'Named configuration.')
-_GAME = flags.DEFINE_list('game', None, 'Game, or games of a multi-task agent.')
-
-
-def main(argv: list[str]) -> int:
-  games = ','.join(_GAME.value) if _GAME.value else None
-  return training.main(argv, _CONFIG.value, {'environment.levels': games})
-
-
 if __name__ == '__main__':
-  app.run(lambda argv: sys.exit(main(argv)))
+  root = str(pathlib.Path(__file__).resolve().parents[1])
+  sys.path.insert(0, root)
+  from impala_jax.commands import main
+
+  sys.exit(main.script('train', root, __spec__))

@@ -53,6 +53,7 @@ FLOORS = (
   ('launching',),
   ('launching.backends',),
   ('training',),
+  ('commands',),
   ('',),
   ('experiments',),
   ('launch',),
@@ -180,6 +181,9 @@ def test_every_room_is_there():
     ('impala_jax/environments/a.py', 'from impala_jax.environments import doom', 1),
     ('experiments/soak/run.py', 'import launch', 1),
     ('launch/run.py', 'from experiments import soak', 0),
+    ('impala_jax/commands/a.py', 'from impala_jax.launching import backends', 0),
+    ('impala_jax/commands/a.py', 'import launch', 1),
+    ('impala_jax/launching/a.py', 'from impala_jax.commands import main', 2),
   ],
 )
 def test_the_check_itself(file, text, count):

@@ -41,7 +41,7 @@ def _measure(args: argparse.Namespace, run_dir: pathlib.Path) -> dict[str, Any]:
   if args.transport:
     settings.append(f'--transport={args.transport}')
   command = [
-    sys.executable, '-m', 'launch.run_atari', f'--config={args.config}',
+    sys.executable, '-m', 'impala_jax', 'train', f'--config={args.config}',
     f'--run_dir={run_dir}', '--view=none', *settings,
   ]  # fmt: skip
   start = time.monotonic()

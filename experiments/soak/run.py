@@ -101,7 +101,7 @@ class Soak:
       'transport.kind=reverb',
     ]  # fmt: skip
     command = [
-      sys.executable, '-m', 'launch.run_atari', '--config=catch', '--launcher=local',
+      sys.executable, '-m', 'impala_jax', 'train', '--config=catch', '--launcher=local',
       f'--launcher_set=local.learners={self._args.learners}',
       '--launcher_set=local.max_restarts=1000000',
       f'--run_dir={self.run_dir}', f'--seed={self._args.seed}',
@@ -152,7 +152,7 @@ class Soak:
       time.sleep(0.2)
     begin = time.time()
     done = subprocess.run(
-        [sys.executable, '-m', 'launch.manage', 'stop', str(self.run_dir)],
+        [sys.executable, '-m', 'impala_jax', 'manage', 'stop', str(self.run_dir)],
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     if done.returncode or done.stdout.strip() != 'stopped':

@@ -1,13 +1,7 @@
-"""Learning curves of several runs in one picture.
+"""Learning curves of several runs in one picture."""
 
-  python -m impala_jax.reporting.compare --out curves.png --title Breakout RUN_DIR …
-
-Prints a line for each run: frames, minutes, agent steps a second, last returns.
-"""
-
-import argparse
 import pathlib
-import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,27 +10,34 @@ from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('runs', nargs='+', type=pathlib.Path)
-  parser.add_argument('--out', required=True, type=pathlib.Path)
-  parser.add_argument('--title', default='')
-  args = parser.parse_args()
+def draw(
+  runs: Sequence[pathlib.Path], path: pathlib.Path, title: str = ''
+) -> list[str]:
+  """Draws returns against frames, of all runs together, into `path`.
+
+  Returns:
+    A line for each run: frames, minutes, agent steps a second, last returns.
+
+  Raises:
+    ValueError: no episode of a run has ended yet; or the file's ending names no kind
+      of picture.
+    OSError: `path` cannot be written.
+  """
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-  for run in args.runs:
+  lines = []
+  for run in runs:
     records = [
       r
       for r in files.read_json_lines(RunDirectory(run).metrics)
       if r.get('episode_return') is not None
     ]
     if not records:
-      print(f'{run}: no finished episode', file=sys.stderr)
-      return 1
+      raise ValueError(f'{run}: no finished episode')
     frames = [r['frames'] for r in records]
     (line,) = axes.plot(frames, [r['episode_return'] for r in records], label=run.name)
     evaluations = files.read_json_lines(RunDirectory(run).evaluations)
@@ -50,7 +51,7 @@ def main() -> int:
     )
     last = records[-1]
     rate = np.median([r['agent_steps_per_second'] for r in records])
-    print(
+    lines.append(
       f'{run.name}: {last["frames"]:,} frames in {last["wall_seconds"] / 60:.1f} '
       f'minutes, {rate:,.0f} agent steps/s (median); return in training '
       f'{last["episode_return"]:.1f}'
@@ -58,14 +59,11 @@ def main() -> int:
     )
   axes.set_xlabel('frames (action repeats counted)')
   axes.set_ylabel('episode return (raw score)')
-  axes.set_title(args.title + ': lines in training, dots in evaluation', fontsize=10)
+  axes.set_title(title + ': lines in training, dots in evaluation', fontsize=10)
   axes.xaxis.set_major_formatter(lambda x, _: plots.short(x))
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
   figure.tight_layout()
-  figure.savefig(args.out)
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())
+  figure.savefig(path)
+  pyplot.close(figure)
+  return lines

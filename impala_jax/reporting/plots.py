@@ -1,8 +1,7 @@
-"""Learning curves of a run: `python -m impala_jax.reporting.plots RUN_DIR`."""
+"""Learning curves of a run."""
 
 import math
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
@@ -208,22 +207,3 @@ def short(x: float) -> str:
     if abs(x) >= size:
       return f'{x / size:.3g} {unit}'
   return f'{x:.0f}'
-
-
-def main(argv: list[str]) -> int:
-  if len(argv) != 2:
-    print('usage: python -m impala_jax.reporting.plots RUN_DIR', file=sys.stderr)
-    return 2
-  path = learning_curve(pathlib.Path(argv[1]))
-  if path is None:
-    print(f'{argv[1]}: no finished episode in metrics.jsonl yet', file=sys.stderr)
-    return 1
-  print(path)
-  by_level = level_curves(pathlib.Path(argv[1]))
-  if by_level is not None:
-    print(by_level)
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv))

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from experiments.soak import processes as soak_processes
+from impala_jax.commands import manage
 from impala_jax.learning import checkpointing
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
-from launch import manage
 
 if importlib.util.find_spec('reverb') is None:
   pytest.skip('no dm-reverb here', allow_module_level=True)

@@ -14,9 +14,9 @@ import pytest
 
 from impala_jax import config as config_lib
 from impala_jax import configs
+from impala_jax.commands import manage
 from impala_jax.launching import backends, run_directory
 from impala_jax.learning import checkpointing
-from launch import manage
 from tests.integration import slurm_cluster
 from tests.launching import programs
 

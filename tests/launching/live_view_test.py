@@ -6,8 +6,8 @@ import pathlib
 import rich.console
 
 from impala_jax import config as config_lib
+from impala_jax.commands import manage
 from impala_jax.launching import live_view
-from launch import manage
 
 _STATUS = {
   'wall_seconds': 100.0, 'frames': 1_000, 'total_frames': 10_000,

@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from experiments.soak import processes as soak_processes
+from impala_jax.commands import manage
 from impala_jax.launching import backends, local_gang
 from impala_jax.runtime import files
-from launch import manage
 from tests.launching import programs
 
 # Fails in the first learner; the second ends because of that, as real ones do.

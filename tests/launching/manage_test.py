@@ -11,12 +11,12 @@ import time
 import psutil
 import pytest
 
+from impala_jax.commands import manage
 from impala_jax.launching import backends
 from impala_jax.launching import program as program_lib
 from impala_jax.launching.backends import backend
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
-from launch import manage
 from tests.launching import programs
 from tests.launching.programs import starts, wait
 
@@ -216,7 +216,7 @@ def test_what_was_submitted_is_read_back(launched):
     (['logs', 'RUN', 'actor', '7'], 'actor 7: there are 0 to 0'),
     (['logs', 'RUN', 'acter'], 'learner, actor, evaluator'),
     (['status', '/nonexistent'], 'no launched run'),
-    (['restart', 'RUN'], 'Looks after a launched run'),
+    (['restart', 'RUN'], 'must be one of status, logs, scale, stop'),
   ],
 )
 def test_mistakes_get_one_clear_message(launched, arguments, words):

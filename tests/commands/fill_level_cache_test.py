@@ -34,7 +34,7 @@ def engine(monkeypatch, tmp_path):
 def command(tmp_path, *flags):
   return [
     sys.executable,
-    *('-m', 'launch.fill_level_cache'),
+    *('-m', 'impala_jax', 'fill_level_cache'),
     f'--level_cache={tmp_path / "cache"}',
     f'--report={tmp_path / "report.json"}',
     '--processes=2',

@@ -34,7 +34,7 @@ def _settings():
 
 def _run(*flags):
   return subprocess.run(
-    [sys.executable, '-m', 'launch.evaluate', *flags],
+    [sys.executable, '-m', 'impala_jax', 'evaluate', *flags],
     cwd=_ROOT, env=_settings(), capture_output=True, text=True, timeout=200,
     check=False,
   )  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_level_that_fails(tmp_path):
 def test_interrupt_leaves_what_there_is(tmp_path):
   run_dir = _make_run(tmp_path)
   process = subprocess.Popen(
-    [sys.executable, '-m', 'launch.evaluate', f'--run_dir={run_dir}',
+    [sys.executable, '-m', 'impala_jax', 'evaluate', f'--run_dir={run_dir}',
      '--episodes=1000000', f'--output={tmp_path}/out'],
     cwd=_ROOT, env=_settings(), text=True, stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -140,17 +140,12 @@ def test_interrupt_leaves_what_there_is(tmp_path):
 # Runs the command once for each list of flags, in one process.
 _MANY = """
 import contextlib, io, json, sys
-from absl import flags
-from absl.testing import flagsaver
-from launch import evaluate
+from impala_jax.commands import main
 found = []
 for case in json.loads(sys.argv[1]):
   errors = io.StringIO()
-  with flagsaver.flagsaver(), contextlib.redirect_stderr(errors):
-    try:
-      code = evaluate.main(evaluate._parse_flags(['evaluate', *case]))
-    except SystemExit as e:
-      code = e.code
+  with contextlib.redirect_stderr(errors):
+    code = main.main(['evaluate', *case])
   found.append([code, errors.getvalue()])
 print(json.dumps(found))
 """

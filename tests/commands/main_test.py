@@ -1,0 +1,154 @@
+"""The console command as a whole: help, lists, completion, mistakes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import impala_jax
+from impala_jax import configs
+from impala_jax.commands import arguments, main
+
+
+def run(capsys, *argv):
+  """(exit code, stdout, stderr) of `impala ...` in this process."""
+  try:
+    code = main.main(argv)
+  except SystemExit as e:
+    code = e.code
+  printed = capsys.readouterr()
+  return code, printed.out, printed.err
+
+
+def test_help_has_a_line_for_each_command(capsys):
+  code, out, err = run(capsys, '--help')
+  assert (code, err) == (0, '')
+  for name, text in main.COMMANDS.items():
+    assert f'{name} {text}' in ' '.join(out.split())
+  assert run(capsys) == (2, out, '')
+
+
+@pytest.mark.parametrize('name', main.COMMANDS)
+def test_every_command_has_help(capsys, name):
+  code, out, err = run(capsys, name, '--help')
+  assert (code, err) == (0, '')
+  assert out.startswith(f'usage: python -m impala_jax {name}')
+  assert 'absl' not in out.lower()
+  assert '%' not in out
+  parser = main.whole_parser('impala', [name])
+  flags = [a for a in arguments.actions(parser) if a.option_strings]
+  flags = [a for a in flags if a.dest not in ('help', 'version')]
+  assert flags or name in ('plot', 'completion')
+  for flag in flags:
+    assert 'Default: ' in flag.help, flag.dest
+    assert flag.option_strings[0] in out
+
+
+def test_training_has_its_flags_in_groups(capsys):
+  _, out, _ = run(capsys, 'train', '--help')
+  heads = ['what to train:', 'settings:', 'the run:', 'where it runs:']
+  places = [out.index(f'\n{head}\n') for head in heads]
+  assert places == sorted(places)
+
+
+def test_help_loads_nothing_that_it_does_not_need():
+  script = (
+    'import sys\n'
+    'from impala_jax.commands import main\n'
+    "main.main(['--help'])\n"
+    "print(sorted({'jax', 'numpy', 'rich'} & set(sys.modules)))\n"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True, timeout=60
+  )
+  assert done.stdout.splitlines()[-1] == '[]', done.stderr
+
+
+def test_version(capsys):
+  assert run(capsys, '--version') == (0, f'impala_jax {impala_jax.__version__}\n', '')
+
+
+@pytest.mark.parametrize(
+  ('argv', 'words'),
+  [
+    (['trian'], 'did you mean train?'),
+    (['xyz'], 'there are train, dmlab30, '),
+    (['train', '--sed=1'], 'did you mean --seed?'),
+    (['manage'], 'required: COMMAND, DIR\n'),
+    (['manage', 'restart', 'x'], 'must be one of status, logs, scale, stop'),
+    (['list', 'level'], 'must be one of configs, suites, levels, settings'),
+    (['list', 'levels', '--suite=atri'], 'must be one of atari, catch'),
+    (['compare', 'x'], '--out is missing'),
+    (['completion', 'tcsh'], 'must be one of bash, zsh, fish'),
+  ],
+)
+def test_mistakes_get_one_clear_line(capsys, argv, words):
+  code, out, err = run(capsys, *argv)
+  assert (code, out) == (2, '')
+  assert words in err
+  assert err.startswith('impala_jax: ')
+  assert err.count('\n') == 1
+
+
+def test_a_missing_package_gets_one_clear_line():
+  script = (
+    'import sys\n'
+    "sys.modules['numpy'] = None\n"
+    'from impala_jax.commands import main\n'
+    "sys.exit(main.main(['train', '--check']))\n"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True, timeout=60
+  )
+  assert done.returncode == 2
+  assert "has no module 'numpy'" in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_a_list_may_be_read_in_part():
+  """As `| head` does."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  command = [sys.executable, '-m', 'impala_jax', 'list', 'settings']
+  try:
+    done = subprocess.run(
+      command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+  finally:
+    os.close(writer)
+  assert (done.returncode, done.stderr) == (0, '')
+
+
+@pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])
+def test_completion(capsys, shell):
+  code, out, err = run(capsys, 'completion', shell)
+  assert (code, err) == (0, '')
+  for words in (*main.COMMANDS, 'num_actors', 'nocheck', *configs.names(), 'scale'):
+    assert words in out
+
+
+def test_bash_completes(capsys, tmp_path):
+  script = tmp_path / 'impala'
+  script.write_text(run(capsys, 'completion', 'bash')[1])
+
+  def complete(*words):
+    """What the shell offers for the last of the words."""
+    text = (
+      f'source {script}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+      'COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}; '
+      '$(complete -p impala | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
+      'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+      ['bash', '-c', text, 'bash', 'impala', *words], capture_output=True, text=True,
+      timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    return done.stdout.split()
+
+  assert complete('tr') == ['train']
+  assert complete('manage', '') == ['status', 'logs', 'scale', 'stop']
+  assert complete('train', '--transport', '') == ['reverb', 'local']
+  assert complete('train', '--config', 'po') == ['pong']
+  assert complete('dmlab30', '--lev') == ['--levels', '--level_cache']
+  assert set(complete('train', '--nor')) == {'--noresume'}
