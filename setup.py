@@ -60,10 +60,10 @@ setuptools.setup(
   author='The impala_jax authors',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_namespace_packages(
-    include=['impala_jax*', 'experiments*', 'launch*']
-  ),
-  package_data={'': ['*.json', '*.md', '*.txt', '*.ipynb', '*.c']},
+  # Neither `launch` nor `experiments`: others have packages of these names.
+  packages=setuptools.find_packages(include=['impala_jax', 'impala_jax.*']),
+  package_data={'impala_jax': ['py.typed'], 'impala_jax.onednn': ['calls.c']},
+  entry_points={'console_scripts': ['impala = impala_jax.commands.main:main']},
   install_requires=[
     'absl-py>=2.1',
     'chex>=0.1.86',
@@ -78,6 +78,7 @@ setuptools.setup(
     'pyyaml>=6',
     'rich>=13',
     'scipy>=1.11',
+    'shtab>=1.9',
     'tensorboardX>=2.6',
     'xxhash>=3.4',
   ],
@@ -86,7 +87,7 @@ setuptools.setup(
   # Python is in it: it is loaded by ctypes.
   ext_modules=[
     setuptools.Extension(
-      'impala_jax_onednn',
+      'impala_jax.onednn._calls',
       ['impala_jax/onednn/calls.c'],
       extra_compile_args=['-pthread'],
       extra_link_args=['-pthread'],

@@ -20,7 +20,9 @@ import jax.ffi
 
 VARIABLE = 'IMPALA_JAX_ONEDNN'
 TARGET = 'impala_jax_onednn'  # Of XLA's calls.
-_CALLS = 'impala_jax_onednn'  # The extension module that is calls.c.
+# The extension module that is calls.c: as a wheel has it, and as `make setup` compiles
+# it for the source tree.
+_CALLS = ('impala_jax.onednn._calls', 'impala_jax_onednn')
 # Packages that carry nothing but the library, the one for CPUs alone first.
 _PACKAGES = ('onednn-cpu-gomp', 'onednn')
 _NAME = 'libdnnl.so.3'
@@ -97,16 +99,17 @@ def load() -> 'Library':
   if place in ('', 'off'):
     raise Unavailable(f'{VARIABLE} is {place!r}')
   path = pathlib.Path(place) if place else _installed()
-  calls = importlib.util.find_spec(_CALLS)
-  if calls is None or calls.origin is None:
+  found = [spec.origin for spec in map(importlib.util.find_spec, _CALLS) if spec]
+  calls = next((origin for origin in found if origin), None)
+  if calls is None:
     raise Unavailable(
-      f'the module {_CALLS} is not there: it is compiled when impala_jax is installed, '
-      'where there is a C compiler'
+      f'the module {_CALLS[0]} is not there: it is compiled when impala_jax is '
+      'installed, where there is a C compiler'
     )
   # Threads that wait for work sleep: XLA's own need the cores meanwhile.
   os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
   try:
-    return Library(path, pathlib.Path(calls.origin))
+    return Library(path, pathlib.Path(calls))
   except (OSError, AttributeError) as e:  # AttributeError: a function is missing.
     raise Unavailable(f'{path} cannot be used: {e}') from None
 
