@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     {
       'environment.suite': args.suite,
       'environment.levels': ','.join(args.levels) if args.levels else None,
-      'environment.skip_unavailable_levels': args.skip_unavailable_levels,
-      'environment.dataset_path': args.dataset_path,
-      'environment.level_cache': args.level_cache,
+      'dmlab.skip_unavailable_levels': args.skip_unavailable_levels,
+      'dmlab.dataset_path': args.dataset_path,
+      'dmlab.level_cache': args.level_cache,
       'network.torso': args.network,
     },
   )

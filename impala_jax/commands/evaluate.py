@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from impala_jax import components, config_validation
+from impala_jax import components
 from impala_jax import config as config_lib
 from impala_jax.commands import arguments
 from impala_jax.environments import registry
@@ -183,7 +183,7 @@ def _plan(args: argparse.Namespace) -> _Plan:
   policy = _find_policy(args)
   config = config_lib.from_dict(policy.metadata['config'])
   config = config_lib.override(config, args.set)
-  config_validation.validate(config)
+  config_lib.validate(config)
   config, tasks = _find_tasks(config, args.levels)
   parts = components.build(config)
   evaluator.check_policy(parts.agent, policy)

@@ -4,7 +4,7 @@
     --level_cache=/shared/maps
 
 For each level the episodes with seeds 0 to seeds - 1 are begun, once each. A run finds
-their maps if it draws its episodes from the same seeds: `environment.episode_seeds`. A
+their maps if it draws its episodes from the same seeds: `dmlab.episode_seeds`. A
 run that draws from all 2^31 seeds hardly ever meets one again. Evaluations have maps of
 their own, and language levels also ask for maps in mid-episode: neither is made here.
 
@@ -197,16 +197,17 @@ def _configure(args: argparse.Namespace) -> config_lib.Config:
     )
   if args.timeout <= 0:
     raise config_lib.ConfigError(f'--timeout={args.timeout}: must be above 0')
-  environment = config_lib.Environment(
-    suite='dmlab',
-    levels=tuple(args.levels),
+  settings = dmlab_suite.Settings(
     level_cache=args.level_cache or str(level_cache.default_directory()),
     level_cache_gib=args.level_cache_gib,
     dataset_path=args.dataset_path,
     skip_unavailable_levels=args.skip_unavailable_levels,
     reset_timeout=args.timeout,
   )
-  config = registry.resolve(config_lib.Config(environment=environment))
+  environment = config_lib.Environment(suite='dmlab', levels=tuple(args.levels))
+  config = registry.resolve(
+    config_lib.Config(environment=environment, suite_settings=settings)
+  )
   for level in config.environment.levels:
     dmlab_suite.played(level, evaluation=False)  # Raises where it may not be.
   return config
@@ -220,7 +221,7 @@ def run(args: argparse.Namespace) -> int:
   console = rich.console.Console()
   try:
     config = _configure(args)
-    directory = pathlib.Path(config.environment.level_cache)
+    directory = pathlib.Path(config.of_suite(dmlab_suite.Settings).level_cache)
     _check_directory(directory)
   except config_lib.ConfigError as e:
     raise arguments.Mistake(str(e)) from e

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 
 from impala_jax import config as config_lib
-from impala_jax import config_validation
 from impala_jax.commands import arguments, capacity, config_file, site_launcher
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
@@ -145,7 +144,7 @@ def _resolve(
     if not here and registry.missing(suite):
       print(f'suite {suite} is not installed here: the machines of the run need it',
             file=sys.stderr)  # fmt: skip
-    config_validation.validate(config)
+    config_lib.validate(config)
   except config_lib.ConfigError as e:
     problems.append(str(e))
   if problems:
