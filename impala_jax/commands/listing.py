@@ -8,16 +8,13 @@ impala list launchers                # for --launcher, and which is the site's
 """
 
 import argparse
-import ast
-import dataclasses
 import inspect
 import os
 import sys
-import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from impala_jax import config as config_lib
-from impala_jax import configs
+from impala_jax import configs, suites
 from impala_jax.commands import arguments, site_launcher
 from impala_jax.environments import registry
 from impala_jax.launching import backends
@@ -28,7 +25,7 @@ USAGE = 'WHAT [flags]'
 def add_flags(parser: arguments.Parser) -> None:
   arguments.one_of(parser, 'what', 'WHAT', list(_LISTS))
   arguments.flag(
-    parser, 'suite', 'Of levels: those of this suite alone.', choices=registry.suites(),
+    parser, 'suite', 'Of levels: those of this suite alone.', choices=suites.names(),
     shown='all that are installed',
   )  # fmt: skip
 
@@ -55,7 +52,7 @@ def _configs(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _suites(args: argparse.Namespace) -> Iterator[str]:
-  for suite in registry.suites():
+  for suite in suites.names():
     missing = registry.missing(suite)
     yield f'{suite:<10} ' + ('missing' if missing else 'installed')
     yield from (f'{"":10} {line}' for line in missing.splitlines())
@@ -69,36 +66,19 @@ def _levels(args: argparse.Namespace) -> Iterator[str]:
       raise arguments.Mistake(registry.missing(args.suite) or 'it takes any name')
     yield from levels
     return
-  for suite in registry.suites():
+  for suite in suites.names():
     for level in registry.levels(suite):
       yield f'{suite:<8} {level}'
 
 
 def _settings(args: argparse.Namespace) -> Iterator[str]:
-  return _table(('setting', 'type', 'default', 'meaning'), _describe(config_lib.Config))
-
-
-def _describe(cls: type, prefix: str = '') -> Iterator[tuple[str, str, str, str]]:
-  """Name, type, default and the comment of each field of a nest of dataclasses."""
-  hints = typing.get_type_hints(cls)
-  source = inspect.getsource(cls)
-  lines = source.splitlines()
-  (node,) = ast.parse(source).body
-  assert isinstance(node, ast.ClassDef)
-  comments = {
-    ast.unparse(item.target): lines[item.lineno - 1].partition('  # ')[2]
-    for item in node.body
-    if isinstance(item, ast.AnnAssign)
-  }
-  for field in dataclasses.fields(cls):
-    kind, name = hints[field.name], f'{prefix}{field.name}'
-    if dataclasses.is_dataclass(kind):
-      yield from _describe(typing.cast(type, kind), f'{name}.')
-    else:
-      default = field.default
-      text = ','.join(default) if isinstance(default, tuple) else str(default)
-      shown = kind.__name__ if isinstance(kind, type) else str(kind)
-      yield name, shown, text or "''", comments[field.name]
+  rows = []
+  for info in config_lib.describe_settings():
+    value = info.default
+    default = ','.join(value) if isinstance(value, tuple) else str(value)
+    meaning = info.meaning + (f' ({info.allowed})' if info.allowed else '')
+    rows.append((info.name, info.type, default or "''", meaning))
+  return _table(('setting', 'type', 'default', 'meaning'), rows)
 
 
 def _launchers(args: argparse.Namespace) -> Iterator[str]:

@@ -47,6 +47,7 @@ class Settings:
       allowed = f'must be at least atari.action_repeat ({self.action_repeat})'
       yield 'max_episode_frames', allowed
 
+
 NOT_INSTALLED = (
   'the Atari games (the Python module ale_py) are not installed here; get them with: '
   "pip install 'ale-py>=0.11' 'gymnasium>=1.1'"
