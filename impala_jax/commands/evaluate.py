@@ -34,6 +34,7 @@ from impala_jax.launching import evaluation_progress
 from impala_jax.learning import checkpointing
 from impala_jax.reporting import bar_charts
 from impala_jax.runtime import compile_cache, files
+from impala_jax.runtime.run_directory import RunDirectory
 
 USAGE = '--run_dir=DIR [flags]'
 
@@ -116,9 +117,9 @@ def _find_policy(args: argparse.Namespace) -> evaluator.SavedPolicy:
   run_dir = pathlib.Path(args.run_dir)
   if not args.run_dir:
     raise arguments.Mistake('--run_dir is missing: the directory of a run')
-  if not (run_dir / 'config.json').exists():
+  if not RunDirectory(run_dir).config.exists():
     raise arguments.Mistake(f'--run_dir={run_dir}: there is no run (no config.json)')
-  directory = run_dir / 'checkpoints'
+  directory = RunDirectory(run_dir).checkpoints
   found = checkpointing.paths(directory)
   if args.checkpoint:
     updates = int(args.checkpoint)
