@@ -101,7 +101,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     raise CheckpointError(f'{path} is not a checkpoint')
   if hashlib.sha256(payload).digest() != content[len(_MAGIC) : start]:
     raise CheckpointError(f'{path} is damaged: checksum differs')
-  return serialization.msgpack_restore(payload)
+  data: dict[str, Any] = serialization.msgpack_restore(payload)
+  return data
 
 
 def latest(directory: pathlib.Path, template: Any) -> Checkpoint | None:

@@ -3,12 +3,15 @@
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from impala_jax.distributed.transport import protocol as transport
+
+# What the thread has read, or what ended it.
+_Item = tuple[transport.Batch, jax.Array] | Exception
 
 
 class Prefetcher:
@@ -21,7 +24,7 @@ class Prefetcher:
   def __init__(
     self,
     reader: transport.Reader,
-    put: Callable[[np.ndarray], jax.Array],
+    put: Callable[[npt.NDArray[np.uint8]], jax.Array],
     update: int = 0,
     max_lag: int = 0,
   ):
@@ -29,7 +32,7 @@ class Prefetcher:
     self._put = put
     self._update = update
     self._max_lag = max_lag
-    self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
+    self._queue: queue.Queue[_Item] = queue.Queue(maxsize=1)
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._run, name='prefetch', daemon=True)
     self._thread.start()
@@ -55,7 +58,7 @@ class Prefetcher:
           self._reader.refuse_older(self._update - self._max_lag)
         batch = self._reader.read(timeout=0.5)
         self._update += 1
-        item: Any = (batch, self._put(batch.rows))
+        item: _Item = (batch, self._put(batch.rows))
       except TimeoutError:
         continue
       except transport.Closed:

@@ -140,10 +140,12 @@ class Recorder:
     others = [
       {**p.totals, **p.gauges} for p, _ in self._control.peers() if p.role == 'learner'
     ]
-    sum_of = lambda name, own: own + int(sum(o.get(name, 0) for o in others))
-    stats = transport.ReaderStats(
-      **{k: sum_of(k, v) for k, v in dataclasses.asdict(self._stats()).items()}
-    )
+    counts = {
+      **dataclasses.asdict(self._stats()),
+      'parameter_fetches': self._control.fetches,
+      'reports_refused': self._control.refused,
+    }
+    counts = {k: v + int(sum(o.get(k, 0) for o in others)) for k, v in counts.items()}
     lag_mean, lag_max = self._take_lag(others)
     mean = self._episodes.mean()
     means = self._episodes.means()
@@ -157,16 +159,16 @@ class Recorder:
       learning_rate=optimizers.learning_rate_at(config, updates - self._skipped),
       policy_lag_mean=lag_mean,
       policy_lag_max=lag_max,
-      queue_fill=stats.queued / max(stats.capacity, 1),
-      unrolls_received=stats.received,
-      unrolls_corrupted=stats.corrupted,
-      unrolls_lost=stats.lost,
-      unrolls_duplicated=stats.duplicated,
-      unrolls_stale=stats.stale,
+      queue_fill=counts['queued'] / max(counts['capacity'], 1),
+      unrolls_received=counts['received'],
+      unrolls_corrupted=counts['corrupted'],
+      unrolls_lost=counts['lost'],
+      unrolls_duplicated=counts['duplicated'],
+      unrolls_stale=counts['stale'],
       unrolls_dropped=int(self._control.total('actor', 'unrolls_dropped')),
       environment_failures=self._environment_failures,
-      parameter_fetches=sum_of('parameter_fetches', self._control.fetches),
-      reports_refused=sum_of('reports_refused', self._control.refused),
+      parameter_fetches=counts['parameter_fetches'],
+      reports_refused=counts['reports_refused'],
       episodes=self.episodes,
       episode_return=mean[0] if mean else None,
       episode_length=mean[1] if mean else None,

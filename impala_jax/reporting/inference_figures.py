@@ -29,15 +29,14 @@ class InferenceFigures:
     total = {name: control.total('inference', name) for name in _COUNTS}
     now = {name: total[name] - self._before[name] for name in _COUNTS}
     present = [p.gauges for p in servers if not p.left]
-    sum_of = lambda name: sum(g.get(name, 0.0) for g in present)
     if now['batches'] > 0:  # Else none has reported since; the last word stands.
       self._before = total
       self._newest = _rates(now, self._seconds)
       self._seconds = 0.0
     return {
       **self._newest,
-      'clients': sum_of('clients'),
-      'environments': sum_of('environments'),
+      'clients': sum(g.get('clients', 0.0) for g in present),
+      'environments': sum(g.get('environments', 0.0) for g in present),
       'refused': total['refused'],
     }
 
@@ -57,9 +56,11 @@ def describe(record: Mapping[str, float]) -> str:
   """For people; empty for a run without servers, or before the first requests."""
   if 'inference/requests_per_second' not in record:
     return ''
-  get = lambda name: record[f'inference/{name}']
   words = (
-    f'{get("requests_per_second"):,.0f} requests/s of {get("clients"):.0f} actors, '
-    f'batches of {get("batch_mean"):.1f}, {get("wait_ms"):.1f} ms of waiting each'
+    '{inference/requests_per_second:,.0f} requests/s of {inference/clients:.0f} '
+    'actors, batches of {inference/batch_mean:.1f}, {inference/wait_ms:.1f} ms of '
+    'waiting each'
   )
-  return words + (f', {get("refused"):.0f} refused' if get('refused') else '')
+  if record['inference/refused']:
+    words += ', {inference/refused:.0f} refused'
+  return words.format_map(record)

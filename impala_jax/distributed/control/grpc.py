@@ -85,7 +85,7 @@ class Server:
     except wire.Refused as e:
       self._refuse(context, e)
     if newer is None:
-      return msgpack.packb(None)
+      return bytes(msgpack.packb(None))
     version, params = newer
     with self._lock:
       if self._serialised[0] != version:
@@ -102,7 +102,7 @@ class Server:
       self._refuse(context, e)
     for why in refused:
       self._control.refuse(f'{report.role} {report.index} at {context.peer()}: {why}')
-    return msgpack.packb(self._control.report(report))
+    return bytes(msgpack.packb(self._control.report(report)))
 
   def _refuse(self, context: grpc.ServicerContext, why: wire.Refused) -> NoReturn:
     self._control.refuse(f'{context.peer()}: {why}')
@@ -159,7 +159,8 @@ class Client:
 
   def _call(self, method: Any, request: bytes) -> bytes:
     try:
-      return method(request, timeout=self._timeout)
+      reply: bytes = method(request, timeout=self._timeout)
+      return reply
     except grpc.RpcError as e:
       words = e.code().name.lower()
       if e.code() is grpc.StatusCode.INVALID_ARGUMENT:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from impala_jax import types
 from impala_jax.distributed.control import grpc as control_grpc
@@ -110,7 +111,7 @@ class LearnerLink:
   def reconnections(self) -> int:
     return sum(part.opened - 1 for part in self._parts)
 
-  def write(self, row: np.ndarray, timeout: float) -> None:
+  def write(self, row: npt.NDArray[np.uint8], timeout: float) -> None:
     """See `transport.Writer`. A row that did not arrive may be sent again."""
     self._check_leaving()
     self._call(self._writer, lambda writer: writer.write(row, timeout))

@@ -56,9 +56,8 @@ class Reporter:
     if now < self._next and not left:
       return True
     self._next = now + self._interval
-    plain = lambda numbers: {k: float(v) for k, v in numbers.items()}
     report = protocol.Report(
-      *self._who, plain(totals), plain(gauges or {}), tuple(self._events), left
+      *self._who, _plain(totals), _plain(gauges or {}), tuple(self._events), left
     )
     try:
       go_on = self._control.report(report)
@@ -68,3 +67,8 @@ class Reporter:
     self._events = []
     self._lost_at = None
     return go_on
+
+
+def _plain(numbers: Mapping[str, float]) -> dict[str, float]:
+  """Python's own numbers, which msgpack can hold."""
+  return {name: float(value) for name, value in numbers.items()}

@@ -42,8 +42,7 @@ def plain(event: protocol.Event) -> dict[str, Any]:
 
 def pack(report: protocol.Report) -> bytes:
   message = {**vars(report), 'events': [plain(e) for e in report.events]}
-  packed: bytes = msgpack.packb(message)
-  return packed
+  return bytes(msgpack.packb(message))
 
 
 def unpack(
@@ -73,8 +72,7 @@ def unpack(
 
 
 def pack_fetch(have_version: int, of: str) -> bytes:
-  packed: bytes = msgpack.packb({'have_version': int(have_version), 'of': of})
-  return packed
+  return bytes(msgpack.packb({'have_version': int(have_version), 'of': of}))
 
 
 def unpack_fetch(packed: bytes) -> tuple[int, str]:

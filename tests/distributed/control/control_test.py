@@ -147,6 +147,8 @@ def test_a_failed_report_keeps_its_events():
   assert made.maybe_report({})
   assert made.unheard == 0
   assert control.events == _EVENTS[:1]
+  assert made.maybe_report({})
+  assert control.events == ()
 
 
 def _message(**changes):
