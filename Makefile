@@ -9,13 +9,14 @@ PYTEST_ARGS ?=
 VENV := $(VENV_ROOT)/$(SET)
 export PYTHON VENV_ROOT PYTEST_ARGS
 
-.PHONY: help train test setup lint clean
+.PHONY: help train test setup lint lock clean
 
 help:
 	@echo 'make train  set up, then train on Atari with a live view'
 	@echo 'make test   set up, then lint, type check and tests on both sets'
 	@echo 'make setup  set up alone: the virtual environment $(VENV)'
 	@echo 'make lint   style check alone'
+	@echo 'make lock   pin the newest packages that setup.py and requirements/ allow'
 	@echo 'make clean  remove the virtual environments and caches; runs/ stays'
 	@echo
 	@echo 'Variables:'
@@ -39,7 +40,18 @@ setup:
 lint: setup
 	@tools/lint.sh "$(VENV)/bin"
 
+COMPILE := $(VENV_ROOT)/uv/bin/uv pip compile setup.py --upgrade --python-version 3.11 \
+  --quiet --no-annotate --custom-compile-command 'make lock' \
+  $(addprefix --extra=,atari dev doom gymnasium plots video)
+
+# Run `make test` before you commit what it writes.
+lock:
+	tools/setup_venv.sh uv
+	$(COMPILE) --extra=reverb --constraints=requirements/constraints.txt \
+	  --output-file=requirements/cluster.txt
+	$(COMPILE) --output-file=requirements/latest.txt
+
 clean:
-	rm -rf $(foreach set,cluster latest,$(VENV_ROOT)/$(set){,.log,.lock})
+	rm -rf $(foreach name,uv cluster latest,$(VENV_ROOT)/$(name){,.log}) $(VENV_ROOT)/.lock
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -path ./$(VENV_ROOT) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -10,8 +10,8 @@ EXTRAS = {
   # dm-reverb's wheel is built against TensorFlow 2.15 (Python < 3.12, numpy < 2).
   # TensorFlow's metadata asks for an ml-dtypes older than JAX accepts, though the
   # newer one works: pip refuses this extra. Install requirements/cluster.txt with
-  # `pip install --no-deps -r` (`make setup` does so), or use an installer that can
-  # override a dependency (ml-dtypes==0.5.4).
+  # `pip install --no-deps -r` (`make setup` does the like), or use an installer that
+  # can override a dependency, as uv does by pyproject.toml.
   'reverb': [
     'dm-reverb==0.14.0; python_version < "3.12"',
     'tensorflow-cpu==2.15.1; python_version < "3.12"',
@@ -40,8 +40,10 @@ EXTRAS = {
     'kubernetes-validate>=1.30',
     'mypy>=1.10',
     'packaging>=23',
+    'pip>=24',
     'pytest>=8',
     'pytest-timeout>=2.3',
+    'pytest-xdist>=3.6',
     'ruff>=0.6',
     'setuptools>=70.1',
   ],

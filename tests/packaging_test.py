@@ -5,9 +5,12 @@ import os
 import pathlib
 import re
 import shutil
+import socketserver
 import subprocess
 import sys
 import sysconfig
+import threading
+from http import server
 
 import pytest
 from packaging import requirements as pr
@@ -47,6 +50,7 @@ DISTRIBUTIONS = {
   'tree': 'dm-tree',
   'yaml': 'pyyaml',
 }
+UV = pathlib.Path(sys.prefix).parent / 'uv'  # The environment that tools/ made of it.
 NOT_PACKAGED = {
   'deepmind_lab',  # Built from sources; see the extra `dmlab` of setup.py.
   'procgen',  # Asks for packages too old for the rest; see environments/procgen.py.
@@ -167,6 +171,36 @@ def test_the_pin_of_onednn_is_what_setup_py_allows(metadata):
   assert requirement.specifier.contains(version)
 
 
+def test_the_set_of_reverb_is_within_the_constraints():
+  pinned = pins('cluster')
+  for line in (ROOT / 'requirements' / 'constraints.txt').read_text().splitlines():
+    if not line.startswith('#'):
+      limit = pr.Requirement(line)
+      version = pinned[utils.canonicalize_name(limit.name)]
+      assert limit.specifier.contains(version), (line, version)
+
+
+@pytest.mark.skipif(
+  pathlib.Path(sys.prefix).name != 'cluster', reason='of the cluster set'
+)
+@pytest.mark.skipif(not UV.exists(), reason='this environment was not made by uv')
+def test_companions_resolve_and_leave_the_set_as_it_is():
+  companions = ['pandas', 'jupyterlab', 'wandb']
+  command = [UV / 'bin' / 'uv', 'pip', 'install', '--dry-run']
+  command += ['--python', sys.executable, '-c', 'requirements/constraints.txt']
+  result = subprocess.run(
+    command + companions, cwd=ROOT, capture_output=True, text=True, timeout=250
+  )
+  if 'client error (Connect)' in result.stderr:
+    pytest.skip('the package index cannot be reached')
+  assert result.returncode == 0, result.stderr
+  changes = re.findall(r'^ ([-+~]) (\S+)==', result.stderr, re.MULTILINE)
+  added = {name for sign, name in changes if sign == '+'}
+  assert {sign for sign, _ in changes} == {'+'}, result.stderr
+  assert {*companions} <= added
+  assert not added & set(pins('cluster'))
+
+
 def test_latest_is_free_of_tensorflow():
   assert not {'dm-reverb', 'tensorflow', 'tensorflow-cpu', 'keras'} & set(
     pins('latest')
@@ -218,19 +252,31 @@ class TestSetUp:
     for folder in ('tools', 'requirements', 'bin'):
       (tmp_path / folder).mkdir()
     shutil.copy(ROOT / 'tools' / 'setup_venv.sh', tmp_path / 'tools')
+    shutil.copy(ROOT / 'requirements' / 'uv.txt', tmp_path / 'requirements')
     (tmp_path / 'requirements' / 'latest.txt').write_text('six==1.17.0\n')
     (tmp_path / 'requirements' / 'cluster.txt').write_text('six==1.17.0\n')
     return tmp_path
 
+  @pytest.fixture
+  def place_with_uv(self, place):
+    if not UV.exists():
+      pytest.skip('this environment was not made by uv')
+    (place / 'venvs').mkdir()
+    (place / 'venvs' / 'uv').symlink_to(UV)
+    return place
+
   def run(self, place, name, **env):
-    """Returns (exit status, what it printed); pip is offline and has no settings."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith('PIP_')}
+    """Returns (exit status, its errors); pip and uv are offline, unset."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(('PIP_', 'UV_'))}
     env = {
       'PYTHON': sys.executable,
       'VENV_ROOT': str(place / 'venvs'),
       'PIP_CONFIG_FILE': os.devnull,
       'PIP_INDEX_URL': 'http://127.0.0.1:9/simple',
       'PIP_RETRIES': '1',
+      'UV_CACHE_DIR': str(place / 'cache'),
+      'UV_HTTP_RETRIES': '0',
+      'UV_NO_CONFIG': '1',
       **env,
     }
     result = subprocess.run(
@@ -292,6 +338,44 @@ class TestSetUp:
     self.assert_one_line(result, 'no network', 'latest.log')
     # What failed is not taken for ready the next time.
     self.assert_one_line(self.run(place, 'latest'), 'no network')
+
+  def test_no_network_for_the_set(self, place_with_uv):
+    for _ in range(2):
+      result = self.run(place_with_uv, 'latest')
+      self.assert_one_line(result, 'no network', 'latest.log')
+    assert (UV / 'bin' / 'uv').exists()
+
+  def test_full_disk_while_installing(self, place):
+    uv = place / 'venvs' / 'uv'
+    (uv / 'bin').mkdir(parents=True)
+    (uv / 'bin' / 'python').symlink_to(sys.executable)
+    self.script(uv / 'bin' / 'uv', 'echo "cause: No space left on device" >&2; exit 2')
+    pin = (place / 'requirements' / 'uv.txt').read_bytes()
+    (uv / '.installed').write_bytes(subprocess.check_output(['sha256sum'], input=pin))
+    self.assert_one_line(self.run(place, 'latest'), 'disk full', 'latest.log')
+
+  def test_index_without_the_package(self, place_with_uv):
+    class Index(server.BaseHTTPRequestHandler):
+      def do_GET(self):
+        self.send_error(404)
+
+      def log_message(self, *args):
+        pass
+
+    with socketserver.TCPServer(('127.0.0.1', 0), Index) as index:
+      threading.Thread(target=index.serve_forever).start()
+      try:
+        url = f'http://127.0.0.1:{index.server_address[1]}/simple'
+        result = self.run(place_with_uv, 'latest', PIP_INDEX_URL=url)
+      finally:
+        index.shutdown()
+    self.assert_one_line(result, 'six was not found in the package registry')
+
+  def test_another_set_up_does_not_end(self, place):
+    self.script(place / 'bin' / 'flock', 'exit 1')
+    path = f'{place / "bin"}{os.pathsep}{os.environ["PATH"]}'
+    result = self.run(place, 'latest', PATH=path)
+    self.assert_one_line(result, 'another set-up', '30 minutes')
 
   def test_ready_is_left_alone_until_the_pins_change(self, place):
     venv = place / 'venvs' / 'latest'

@@ -6,23 +6,26 @@
 # repeated. Whatever goes wrong ends in one line that says what to do.
 #   PYTHON     interpreter to build with (default: python3.11, else python3)
 #   VENV_ROOT  where the environments lie (default: .venv)
+# uv installs the sets. It comes by pip, in the version of requirements/uv.txt, into an
+# environment of its own beside them; `tools/setup_venv.sh uv` makes that one alone.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 set_name=${1:-}
 case "$set_name" in
-  cluster) versions='3.11' need_mb=3400 ;;
+  cluster) versions='3.11' need_mb=2900 ;;
   latest) versions='3.11 3.12 3.13' need_mb=2100 ;;
+  uv) versions='3.11 3.12 3.13' need_mb=150 ;;
   *)
-    echo "setup: error: set is '$set_name'; allowed: cluster, latest" >&2
+    echo "setup: error: set is '$set_name'; allowed: cluster, latest, uv" >&2
     exit 2
     ;;
 esac
 venv_root=${VENV_ROOT:-.venv}
 venv=$venv_root/$set_name
 log=$venv_root/$set_name.log
-stamp=$venv/.installed
 requirements=requirements/$set_name.txt
+uv=$venv_root/uv/bin/uv
 
 fail() {
   echo "setup: error: $set_name: $*" >&2
@@ -33,11 +36,11 @@ version_of() {
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
 }
 
-is_ready() {
-  [ "$(cat "$stamp" 2>/dev/null)" = "$checksum" ] || return 1
+is_ready() { # FOLDER REQUIREMENTS
   local present
-  present=$(version_of "$venv/bin/python") || return 1
-  [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$present" ]
+  [ "$(cat "$1/.installed" 2>/dev/null)" = "$(sha256sum <"$2")" ] || return 1
+  present=$(version_of "$1/bin/python") || return 1
+  [ "$1" != "$venv" ] || [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$present" ]
 }
 
 find_python() {
@@ -62,41 +65,47 @@ free_mb() {
   df -Pm "$venv_root" | awk 'NR == 2 {print $4}'
 }
 
-check_disk() {
-  [ "$(free_mb)" -ge "$need_mb" ] ||
-    fail "disk too full: $(free_mb) MB free under $venv_root, needs $need_mb MB"
-}
-
 explain() {
   # A full disk first: it makes other noise, and may cut the log short.
   if [ "$(free_mb)" -lt 20 ] ||
     grep -qiE 'No space left on device|Disk quota exceeded' "$log"; then
-    fail "disk full while installing (pip also uses ${TMPDIR:-/tmp}); see $log"
-  elif grep -qE 'NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|ConnectionResetError|name resolution|Network is unreachable|Connection refused|Connection timed out' "$log"; then
-    fail "no network: pip cannot reach the package index; see $log"
-  elif grep -q 'from versions: none' "$log"; then
-    fail "the package index does not answer or has no $(
-      grep -m1 -oP 'No matching distribution found for \K\S+' "$log"
-    ) for this machine ($(uname -sm)); see $log"
-  elif grep -q 'No matching distribution found' "$log"; then
-    fail "$(grep -m1 -o 'No matching distribution found.*' "$log")" \
-      "($(uname -sm), Python $(version_of "$venv/bin/python")); see $log"
+    fail "disk full while installing (the cache of uv, and ${TMPDIR:-/tmp}," \
+      "need space too); see $log"
+  elif grep -qE 'client error \(Connect\)|dns error|timed out|error decoding response body|NewConnectionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|SSLError|ConnectionResetError|NameResolutionError' "$log"; then
+    fail "no network: cannot reach the package index$(
+      sed -n 's/^ *cause: \(invalid peer certificate.*\)/ (\1)/p' "$log" | head -n 1
+    ); see $log"
   fi
-  fail "pip failed: $(grep -v '^$' "$log" | tail -n 1); see $log"
+  # The last cause that uv gives, or the last line of pip.
+  fail "$(grep -v '^hint:\|^ *$' "$log" | tail -n 1 | sed 's/^ *cause: //')" \
+    "($(uname -sm)); see $log"
 }
 
-show_progress() {
-  local line count=0
-  while read -r line; do
-    [ -t 1 ] || continue
-    case "$line" in
-      Collecting* | Processing*)
-        count=$((count + 1))
-        printf '\rsetup: %s: fetched %d of %d ' "$set_name" "$count" "$total"
-        ;;
-      Installing*) printf '\nsetup: %s: installing\n' "$set_name" ;;
-    esac
-  done
+# Runs an installer; its words go to the log, and to the screen if there is one.
+install() {
+  if [ -t 1 ]; then
+    "$@" 2>&1 | tee -a "$log" | sed -u '/^ [+] /d'
+  else
+    "$@" >>"$log" 2>&1
+  fi || explain
+}
+
+add_uv() {
+  is_ready "$venv_root/uv" requirements/uv.txt && return
+  rm -rf "$venv_root/uv"
+  install "$python" -m venv "$venv_root/uv"
+  install "$venv_root/uv/bin/python" -m pip install --disable-pip-version-check \
+    --quiet --only-binary :all: -r requirements/uv.txt
+  sha256sum <requirements/uv.txt >"$venv_root/uv/.installed"
+}
+
+# What pip is told of a mirror of the package index holds for uv as well.
+read_pip_settings() {
+  local pip=("$venv_root/uv/bin/python" -m pip) value
+  value=${PIP_INDEX_URL:-$("${pip[@]}" config get global.index-url 2>/dev/null)}
+  [ -z "$value" ] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$value}
+  value=${PIP_CERT:-$("${pip[@]}" config get global.cert 2>/dev/null)}
+  [ -z "$value" ] || export SSL_CERT_FILE=${SSL_CERT_FILE:-$value}
 }
 
 # oneDNN and what calls it: optional, so whatever fails here is a line in the log.
@@ -109,8 +118,8 @@ add_onednn() {
   [ "$(cat "$venv/.onednn" 2>/dev/null)" = "$wanted" ] && return 0
   if [ "$compiler" = none ]; then
     echo "setup: $set_name: no C compiler, so convolutions will be XLA's (slower on CPU)"
-  elif ! PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install --no-deps \
-    --only-binary :all: --retries 1 --progress-bar off -r "$pins" >>"$log" 2>&1 9>&-; then
+  elif ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps \
+    --only-binary :all: --retries 1 --progress-bar off -r "$pins" >>"$log" 2>&1; then
     echo "setup: $set_name: no oneDNN, so convolutions will be XLA's; see $log"
     return 0 # Perhaps the next time.
   else
@@ -125,28 +134,27 @@ print(s.get_path("platlib") + "/impala_jax_onednn" + s.get_config_var("EXT_SUFFI
 
 mkdir -p "$venv_root" 2>/dev/null || fail "cannot make the folder $venv_root"
 # Two makes at once must not build into the same folder.
-exec 9>"$venv_root/$set_name.lock" || fail "cannot write under $venv_root"
-flock -w 1800 9 || fail "another set-up of $venv has held its lock for 30 minutes"
+exec 9>"$venv_root/.lock" || fail "cannot write under $venv_root"
+flock -w 1800 9 || fail "another set-up in $venv_root has held its lock for 30 minutes"
 
-checksum=$(sha256sum <"$requirements") || fail "cannot read $requirements"
-if is_ready; then
-  add_onednn
-  exit 0
+[ -r "$requirements" ] || fail "cannot read $requirements"
+if ! is_ready "$venv" "$requirements"; then
+  find_python
+  rm -rf "$venv"
+  [ "$(free_mb)" -ge "$need_mb" ] ||
+    fail "disk too full: $(free_mb) MB free under $venv_root, needs $need_mb MB"
+  : >"$log" || fail "cannot write $log"
+  add_uv
+  [ "$set_name" != uv ] || exit 0
+  read_pip_settings
+  echo "setup: $set_name: $(grep -c == "$requirements") packages into $venv (log: $log)"
+  executable=$("$python" -c 'import sys; print(sys.executable)')
+  install "$uv" venv --python "$executable" "$venv"
+  # The list is complete, so dependencies are not resolved again.
+  install "$uv" pip sync --python "$venv/bin/python" --only-binary :all: "$requirements"
+  # So that this writes the bytecode of what every process imports, uv compiling none.
+  install env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c 'import flax, jax, optax'
+  sha256sum <"$requirements" >"$venv/.installed" || fail "cannot write $venv/.installed"
+  echo "setup: $set_name: ready ($("$venv/bin/python" --version))"
 fi
-find_python
-rm -rf "$venv"
-check_disk
-total=$(grep -cE '^[A-Za-z0-9]' "$requirements")
-echo "setup: $set_name: $total packages into $venv (some minutes; log: $log)"
-"$python" -m venv "$venv" >"$log" 2>&1 || explain
-# The list is complete, and TensorFlow's metadata refuses an ml-dtypes that works:
-# dependencies are not resolved again.
-PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-30} PIP_RETRIES=${PIP_RETRIES:-3} \
-  PIP_DISABLE_PIP_VERSION_CHECK=1 \
-  "$venv/bin/python" -m pip install --no-deps --only-binary :all: \
-  --progress-bar off -r "$requirements" 2>&1 9>&- | tee -a "$log" | show_progress
-[ "${PIPESTATUS[0]}" -eq 0 ] || explain
-"$venv/bin/python" -c 'import flax, jax, optax' >>"$log" 2>&1 || explain
-echo "$checksum" >"$stamp" || fail "cannot write $stamp"
-add_onednn
-echo "setup: $set_name: ready ($("$venv/bin/python" --version))"
+[ "$set_name" = uv ] || add_onednn
