@@ -13,9 +13,9 @@ export PYTHON VENV_ROOT PYTEST_ARGS
 
 help:
 	@echo 'make train  set up, then train on Atari with a live view'
-	@echo 'make test   set up, then lint, type check and tests on both sets'
+	@echo 'make test   set up, then tests on both sets, lint and types beside them'
 	@echo 'make setup  set up alone: the virtual environment $(VENV)'
-	@echo 'make lint   style check alone'
+	@echo 'make lint   style and types alone'
 	@echo 'make lock   pin the newest packages that setup.py and requirements/ allow'
 	@echo 'make clean  remove the virtual environments and caches; runs/ stays'
 	@echo
@@ -31,7 +31,6 @@ train: setup
 	@exec "$(VENV)/bin/python" -m impala_jax train $(ARGS)
 
 test:
-	@for set in $(SETS); do tools/setup_venv.sh $$set || exit 1; done
 	@tools/run_tests.sh $(SETS)
 
 setup:

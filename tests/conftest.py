@@ -1,14 +1,36 @@
-"""Four fake devices, so that pmap is tested, set before JAX is imported; fixtures."""
+"""What all tests need: XLA's settings, fixtures, and which test runs where."""
 
 import os
 
 import pytest
 
+pytest_plugins = ['tests.sets', 'tests.unsteady']
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+# Before JAX is imported. Four devices, so that pmap is tested; and machine code that is
+# made in half of the time, as these programs are compiled to run a few times. What XLA
+# makes of a program stays. Processes that tests start have neither.
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
 ).strip()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+  """For workers of xdist: what stays together, and what is slow first.
+
+  A file's tests share what they compiled, so one worker runs them. Those of
+  integration/ start processes for minutes and share nothing: any worker has the next.
+  """
+  if not hasattr(config, 'workerinput'):
+    return
+  items.sort(key=lambda item: 'integration' not in item.path.parts)
+  for item in items:
+    apart = 'integration' in item.path.parts or item.get_closest_marker('xdist_group')
+    if not apart:
+      item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -17,7 +39,10 @@ def compilations(tmp_path_factory):
   import jax  # Reads the variable now.
 
   assert not jax.config.jax_compilation_cache_dir
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(tmp_path_factory.mktemp('xla'))
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent  # Of all workers.
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder / 'xla')
 
 
 @pytest.fixture

@@ -1,16 +1,12 @@
-"""setup.py, the two pinned sets and the set-up script agree with the code."""
+"""setup.py, the two pinned sets and this environment agree with the code."""
 
 import importlib.metadata
-import os
 import pathlib
 import re
 import shutil
-import socketserver
 import subprocess
 import sys
 import sysconfig
-import threading
-from http import server
 
 import pytest
 from packaging import requirements as pr
@@ -241,151 +237,3 @@ def test_dependencies_agree_save_for_the_known_clash():
   ]
   assert not unknown
   assert (result.returncode != 0) == (pathlib.Path(sys.prefix).name == 'cluster')
-
-
-class TestSetUp:
-  """tools/setup_venv.sh ends in one line that says what to do."""
-
-  @pytest.fixture
-  def place(self, tmp_path):
-    """A copy of what the script reads, with a set of one small package."""
-    for folder in ('tools', 'requirements', 'bin'):
-      (tmp_path / folder).mkdir()
-    shutil.copy(ROOT / 'tools' / 'setup_venv.sh', tmp_path / 'tools')
-    shutil.copy(ROOT / 'requirements' / 'uv.txt', tmp_path / 'requirements')
-    (tmp_path / 'requirements' / 'latest.txt').write_text('six==1.17.0\n')
-    (tmp_path / 'requirements' / 'cluster.txt').write_text('six==1.17.0\n')
-    return tmp_path
-
-  @pytest.fixture
-  def place_with_uv(self, place):
-    if not UV.exists():
-      pytest.skip('this environment was not made by uv')
-    (place / 'venvs').mkdir()
-    (place / 'venvs' / 'uv').symlink_to(UV)
-    return place
-
-  def run(self, place, name, **env):
-    """Returns (exit status, its errors); pip and uv are offline, unset."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(('PIP_', 'UV_'))}
-    env = {
-      'PYTHON': sys.executable,
-      'VENV_ROOT': str(place / 'venvs'),
-      'PIP_CONFIG_FILE': os.devnull,
-      'PIP_INDEX_URL': 'http://127.0.0.1:9/simple',
-      'PIP_RETRIES': '1',
-      'UV_CACHE_DIR': str(place / 'cache'),
-      'UV_HTTP_RETRIES': '0',
-      'UV_NO_CONFIG': '1',
-      **env,
-    }
-    result = subprocess.run(
-      [place / 'tools' / 'setup_venv.sh', name],
-      env={**clean, **env},
-      capture_output=True,
-      text=True,
-      timeout=120,
-    )
-    return result.returncode, result.stderr
-
-  def script(self, path, text):
-    path.write_text(f'#!/bin/sh\n{text}\n')
-    path.chmod(0o755)
-    return str(path)
-
-  def assert_one_line(self, result, *parts):
-    status, text = result
-    assert status != 0
-    assert text.count('\n') == 1
-    for part in ('setup: error: ', *parts):
-      assert part in text
-
-  def test_unknown_set(self, place):
-    self.assert_one_line(self.run(place, 'new'), "'new'", 'cluster, latest')
-
-  @pytest.mark.parametrize(
-    ('name', 'version', 'wanted'),
-    [
-      ('cluster', '3.12', 'needs Python 3.11:'),
-      ('cluster', '3.9', 'needs Python 3.11:'),
-      ('latest', '3.10', 'needs Python 3.11 or 3.12 or 3.13:'),
-    ],
-  )
-  def test_wrong_python(self, place, name, version, wanted):
-    python = self.script(place / 'python', f'echo {version}')
-    result = self.run(place, name, PYTHON=python)
-    self.assert_one_line(result, python, f'is Python {version}', wanted)
-
-  def test_no_python(self, place):
-    result = self.run(place, 'latest', PYTHON='/no/such/python')
-    self.assert_one_line(result, '/no/such/python', 'needs Python 3.11')
-
-  def test_no_venv_module(self, place):
-    python = self.script(
-      place / 'python', 'case "$2" in *ensurepip*) exit 1;; esac; echo 3.11'
-    )
-    result = self.run(place, 'latest', PYTHON=python)
-    self.assert_one_line(result, "'apt-get install python3.11-venv'")
-
-  def test_full_disk(self, place):
-    self.script(place / 'bin' / 'df', 'echo head; echo "/dev/x 9 9 100 1% /"')
-    path = f'{place / "bin"}{os.pathsep}{os.environ["PATH"]}'
-    result = self.run(place, 'latest', PATH=path)
-    self.assert_one_line(result, 'disk too full: 100 MB free', 'needs 2100 MB')
-
-  def test_no_network_then_again(self, place):
-    result = self.run(place, 'latest')
-    self.assert_one_line(result, 'no network', 'latest.log')
-    # What failed is not taken for ready the next time.
-    self.assert_one_line(self.run(place, 'latest'), 'no network')
-
-  def test_no_network_for_the_set(self, place_with_uv):
-    for _ in range(2):
-      result = self.run(place_with_uv, 'latest')
-      self.assert_one_line(result, 'no network', 'latest.log')
-    assert (UV / 'bin' / 'uv').exists()
-
-  def test_full_disk_while_installing(self, place):
-    uv = place / 'venvs' / 'uv'
-    (uv / 'bin').mkdir(parents=True)
-    (uv / 'bin' / 'python').symlink_to(sys.executable)
-    self.script(uv / 'bin' / 'uv', 'echo "cause: No space left on device" >&2; exit 2')
-    pin = (place / 'requirements' / 'uv.txt').read_bytes()
-    (uv / '.installed').write_bytes(subprocess.check_output(['sha256sum'], input=pin))
-    self.assert_one_line(self.run(place, 'latest'), 'disk full', 'latest.log')
-
-  def test_index_without_the_package(self, place_with_uv):
-    class Index(server.BaseHTTPRequestHandler):
-      def do_GET(self):
-        self.send_error(404)
-
-      def log_message(self, *args):
-        pass
-
-    with socketserver.TCPServer(('127.0.0.1', 0), Index) as index:
-      threading.Thread(target=index.serve_forever).start()
-      try:
-        url = f'http://127.0.0.1:{index.server_address[1]}/simple'
-        result = self.run(place_with_uv, 'latest', PIP_INDEX_URL=url)
-      finally:
-        index.shutdown()
-    self.assert_one_line(result, 'six was not found in the package registry')
-
-  def test_another_set_up_does_not_end(self, place):
-    self.script(place / 'bin' / 'flock', 'exit 1')
-    path = f'{place / "bin"}{os.pathsep}{os.environ["PATH"]}'
-    result = self.run(place, 'latest', PATH=path)
-    self.assert_one_line(result, 'another set-up', '30 minutes')
-
-  def test_ready_is_left_alone_until_the_pins_change(self, place):
-    venv = place / 'venvs' / 'latest'
-    (venv / 'bin').mkdir(parents=True)
-    (venv / 'bin' / 'python').symlink_to(sys.executable)
-    pins_file = place / 'requirements' / 'latest.txt'
-    checksum = subprocess.check_output(['sha256sum'], input=pins_file.read_bytes())
-    (venv / '.installed').write_bytes(checksum)
-    assert self.run(place, 'latest') == (0, '')
-    assert (venv / '.installed').exists()
-    pins_file.write_text('six==1.16.0\n')
-    self.assert_one_line(self.run(place, 'latest'), 'no network')
-    assert not (venv / '.installed').exists()

@@ -10,6 +10,8 @@ import pytest
 
 from impala_jax.commands import main
 
+pytestmark = pytest.mark.every_set
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _TEXT = (_ROOT / 'README.md').read_text()
 _EXAMPLES = re.findall(r'```python\n(.*?)```', _TEXT, re.DOTALL)

@@ -14,6 +14,8 @@ from impala_jax.environments import registry, scoring, specs
 from impala_jax.environments.doom import environment as doom
 from impala_jax.environments.doom import suite as doom_suite
 
+# What its engines have in shared memory bears no process's name: no two at once.
+pytestmark = pytest.mark.xdist_group('doom')
 SCENARIOS = doom_suite.SCENARIOS
 needs_engine = pytest.mark.skipif(
   importlib.util.find_spec('vizdoom') is None, reason='needs vizdoom'

@@ -16,6 +16,8 @@ import pytest
 from impala_jax.environments import area_average, specs
 from impala_jax.environments.doom import environment as doom
 
+# What its engines have in shared memory bears no process's name: no two at once.
+pytestmark = pytest.mark.xdist_group('doom')
 ROOT = pathlib.Path(__file__).parents[3]
 FORWARD, BACKWARD, LEFT, RIGHT, TURN_LEFT, TURN_RIGHT, *_, ATTACK = range(9)
 
