@@ -32,7 +32,7 @@ CONFIG = dataclasses.replace(
   optimizer=config_lib.Optimizer(
     learning_rate=0.05, momentum=0.9, epsilon=0.1, max_grad_norm=50.0
   ),
-  environment=config_lib.Environment(action_repeat=1),
+  environment=config_lib.Environment(suite='catch', levels=('catch',)),
   actor=config_lib.Actor(unroll_length=T),
   # So that the learning rate falls by a fifth with each update.
   learner=config_lib.Learner(batch_size=B, total_frames=5 * B * T),
