@@ -1,8 +1,8 @@
 """Several learner processes that update as one: they join, keep step, and end together.
 
-`jax.distributed` joins their devices. Beside it each learner has a line to learner 0.
-Before every update learner 0 hears over these that all have their share of the batch,
-and that nobody wants to stop; only then does it say go. So no learner enters a
+`jax.distributed` joins their devices. Beside it each learner has a connection to
+learner 0, over which this one hears before every update that all have their share of
+the batch, and that nobody wants to stop; only then does it say go. So no learner enters a
 collective that another will not enter, all carry out the same number of updates, and
 one that starves or stops holds nobody in a collective. The word for the next update
 travels while the device works on this one.
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from impala_jax.distributed.gang.lines import GangError, Line
+from impala_jax.distributed.gang.meeting import Connection, GangError
 from impala_jax.learning import agreement
 from impala_jax.learning.agreement import Verdict
 
@@ -37,7 +37,7 @@ class Gang(agreement.Agreement):
   Args:
     index: of this learner.
     count: of learners.
-    lines: of learner 0 to each other by index; of others the one to learner 0.
+    connections: of learner 0 to each other by index; of others the one to learner 0.
     leave: ends the process at once, with a cause.
   """
 
@@ -45,11 +45,11 @@ class Gang(agreement.Agreement):
     self,
     index: int,
     count: int,
-    lines: Mapping[int, Line],
+    connections: Mapping[int, Connection],
     leave: Callable[[str], None],
   ):
     self.index, self.count = index, count
-    self._lines = dict(lines)
+    self._connections = dict(connections)
     self._leave = leave
     self._ready: set[int] = set()  # Learner 0: who has its share.
     self._said_ready = self._said_stop = False
@@ -77,8 +77,8 @@ class Gang(agreement.Agreement):
       yield
     finally:
       self._deadline = None
-      for line in self._lines.values():  # They were as busy as this one.
-        line.heard = time.monotonic()
+      for connection in self._connections.values():  # They were as busy as this one.
+        connection.heard = time.monotonic()
 
   @contextlib.contextmanager
   def together(self) -> Iterator[None]:
@@ -104,15 +104,15 @@ class Gang(agreement.Agreement):
   def gather(self) -> None:
     """See `Agreement`."""
     if self.index:
-      self._lines[0].send('here')
+      self._connections[0].send('here')
     else:
-      for line in self._lines.values():
-        self._await(line, 'here')
+      for connection in self._connections.values():
+        self._await(connection, 'here')
 
   def spread(self, value: Any = None) -> Any:
     """See `Agreement`."""
     if self.index:
-      return self._await(self._lines[0], 'say')
+      return self._await(self._connections[0], 'say')
     self._tell_all('say', value)
     return value
 
@@ -128,10 +128,10 @@ class Gang(agreement.Agreement):
     self._watcher.join()
     self.spread()
     deadline = time.monotonic() + _LEAVE
-    for line in self._lines.values():
+    for connection in self._connections.values():
       with contextlib.suppress(GangError):
         while time.monotonic() < deadline:
-          line.receive(deadline - time.monotonic())
+          connection.receive(deadline - time.monotonic())
 
   @property
   def _patience(self) -> float:
@@ -140,8 +140,8 @@ class Gang(agreement.Agreement):
   def _decide_first(self, ready: bool, stop: bool) -> Verdict:
     deadline = time.monotonic() + (_SLICE if ready else 0.0)
     while True:
-      for index, line in self._lines.items():
-        while (message := line.receive()) is not None:
+      for index, connection in self._connections.items():
+        while (message := connection.receive()) is not None:
           if message[0] == 'ready':
             self._ready.add(index)
           elif message[0] == 'stop':
@@ -151,7 +151,7 @@ class Gang(agreement.Agreement):
       if self._stopper is not None:
         self._tell_all('stop', self._stopper)
         return Verdict.STOP
-      if ready and len(self._ready) == len(self._lines):
+      if ready and len(self._ready) == len(self._connections):
         self._ready.clear()
         self._tell_all('go')
         return Verdict.GO
@@ -159,19 +159,19 @@ class Gang(agreement.Agreement):
       left = deadline - time.monotonic()
       if left <= 0:
         return Verdict.WAIT
-      select.select(list(self._lines.values()), [], [], left)
+      select.select(list(self._connections.values()), [], [], left)
 
   def _decide_other(self, ready: bool, stop: bool) -> Verdict:
-    line = self._lines[0]
+    connection = self._connections[0]
     if ready and not self._said_ready:
-      line.send('ready')
+      connection.send('ready')
       self._said_ready = True
     if stop and not self._said_stop:
-      line.send('stop')
+      connection.send('stop')
       self._said_stop = True
     deadline = time.monotonic() + (_SLICE if ready or stop else 0.0)
     while True:
-      message = line.receive(max(0.0, deadline - time.monotonic()))
+      message = connection.receive(max(0.0, deadline - time.monotonic()))
       if message is None:
         self._check_signs_of_life()
         return Verdict.WAIT
@@ -187,22 +187,24 @@ class Gang(agreement.Agreement):
     if now - self._pinged > _PING:
       self._tell_all('alive')
       self._pinged = now
-    for line in self._lines.values():
-      if now - line.heard > self._patience:
-        raise GangError(f'{line.name} has said nothing for {self._patience:.0f} s')
+    for connection in self._connections.values():
+      if now - connection.heard > self._patience:
+        raise GangError(
+          f'{connection.name} has said nothing for {self._patience:.0f} s'
+        )
 
-  def _await(self, line: Line, word: str) -> Any:
+  def _await(self, connection: Connection, word: str) -> Any:
     """What follows the next message with this word; others are out of date."""
     deadline = time.monotonic() + _TOGETHER
     while (left := deadline - time.monotonic()) > 0:
-      message = line.receive(left)
+      message = connection.receive(left)
       if message is not None and message[0] == word:
         return message[1] if len(message) > 1 else None
-    raise GangError(f'{line.name} did not get so far within {_TOGETHER:.0f} s')
+    raise GangError(f'{connection.name} did not get so far within {_TOGETHER:.0f} s')
 
   def _tell_all(self, *message: Any) -> None:
-    for line in self._lines.values():
-      line.send(*message)
+    for connection in self._connections.values():
+      connection.send(*message)
 
   def _watcher_leaves(self) -> bool:
     """Gives the watching thread the time to find that another learner has gone."""
@@ -212,7 +214,9 @@ class Gang(agreement.Agreement):
   def _watch(self) -> None:
     """Ends the process when another learner has gone or an update does not end."""
     poll = select.poll()
-    names = {line.fileno(): line.name for line in self._lines.values()}
+    names = {
+      connection.fileno(): connection.name for connection in self._connections.values()
+    }
     for number in names:
       # Not what there is to read: that is for the other thread.
       poll.register(number, select.POLLRDHUP)

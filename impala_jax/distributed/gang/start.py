@@ -9,7 +9,7 @@ import jax
 
 from impala_jax.distributed.control import endpoints
 from impala_jax.distributed.gang import gang as learner_gang
-from impala_jax.distributed.gang import lines as gang_lines
+from impala_jax.distributed.gang import meeting
 from impala_jax.distributed.security import ports
 from impala_jax.learning import agreement
 from impala_jax.runtime import role_environment
@@ -42,15 +42,15 @@ def join(
   if count == 1:
     return agreement.Agreement()
   if index == 0:
-    found = gang_lines.receive_from_others(here.run_dir, host, count, should_stop)
+    found = meeting.receive_from_others(here.run_dir, host, count, should_stop)
     if found is None:
       return None
     gang = learner_gang.Gang(index, count, found, _leave_process)
   else:
-    line = gang_lines.reach_first(here.run_dir, index, should_stop)
-    if line is None:
+    connection = meeting.reach_first(here.run_dir, index, should_stop)
+    if connection is None:
       return None
-    gang = learner_gang.Gang(index, count, {0: line}, _leave_process)
+    gang = learner_gang.Gang(index, count, {0: connection}, _leave_process)
   with gang.together():
     _connect_devices(gang, host)
   logging.info('learner %d of %d: all are here', index, count)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from impala_jax import components
 from impala_jax.distributed.control import board, protocol
-from impala_jax.distributed.gang import lines as gang_lines
+from impala_jax.distributed.gang import meeting
 from impala_jax.distributed.gang import start as gang_start
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.learning import agreement, checkpointing
@@ -41,7 +41,7 @@ def run(
     Whether the run is whole: all its frames are done.
 
   Raises:
-    gang_lines.GangError: another learner has failed or was told to stop. (Where this
+    meeting.GangError: another learner has failed or was told to stop. (Where this
       one fails beside others it ends at once, with its cause.)
   """
   # Before anything asks which devices there are.
@@ -54,7 +54,7 @@ def run(
   logging.info('ended at %d updates, %d frames', loop.updates, loop.frames)
   if gang.stopped_by is not None and not should_stop():
     # Not an end that was asked of this process: it is to be started again.
-    raise gang_lines.GangError(f'learner {gang.stopped_by} was told to stop')
+    raise meeting.GangError(f'learner {gang.stopped_by} was told to stop')
   return loop.frames >= parts.config.learner.total_frames
 
 

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from impala_jax.distributed.gang import gang as learner_gang
-from impala_jax.distributed.gang import lines as gang_lines
+from impala_jax.distributed.gang import meeting
 from impala_jax.distributed.gang import start as gang_start
 from impala_jax.learning.agreement import Verdict
 from impala_jax.runtime.role_environment import RoleEnvironment
@@ -44,10 +44,10 @@ def in_threads(*works):
 
 def meet(run_dir, count):
   first, *others = in_threads(
-    lambda: gang_lines.receive_from_others(run_dir, '', count, never),
-    *(lambda i=i: gang_lines.reach_first(run_dir, i, never) for i in range(1, count)),
+    lambda: meeting.receive_from_others(run_dir, '', count, never),
+    *(lambda i=i: meeting.reach_first(run_dir, i, never) for i in range(1, count)),
   )
-  return [first, *({0: line} for line in others)]
+  return [first, *({0: connection} for connection in others)]
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def gangs(tmp_path):
   made = []
 
   def make(count):
-    for index, lines in enumerate(meet(tmp_path, count)):
+    for index, connections in enumerate(meet(tmp_path, count)):
       left = []
-      gang = learner_gang.Gang(index, count, lines, left.append)
-      gang.left, gang.lines = left, lines
+      gang = learner_gang.Gang(index, count, connections, left.append)
+      gang.left, gang.connections = left, connections
       made.append(gang)
     return made
 
@@ -68,8 +68,8 @@ def gangs(tmp_path):
     gang._ended.set()
   for gang in made:
     gang._watcher.join(10)
-    for line in gang.lines.values():
-      line.close()
+    for connection in gang.connections.values():
+      connection.close()
 
 
 def decided(gang):
@@ -107,9 +107,9 @@ def test_learners_meet_whatever_knocks_besides(tmp_path):
       return b''
 
   first, second, third, *answers = in_threads(
-    lambda: gang_lines.receive_from_others(tmp_path, '', 3, never),
-    lambda: gang_lines.reach_first(tmp_path, 1, never),
-    lambda: gang_lines.reach_first(tmp_path, 2, never),
+    lambda: meeting.receive_from_others(tmp_path, '', 3, never),
+    lambda: meeting.reach_first(tmp_path, 1, never),
+    lambda: meeting.reach_first(tmp_path, 2, never),
     lambda: stranger(b'["hello", "old", 1]\n'),
     lambda: stranger(b'["hello", 7, 9]\n'),
     lambda: stranger(b'GET / HTTP/1.1\r\n\r\n'),
@@ -117,23 +117,23 @@ def test_learners_meet_whatever_knocks_besides(tmp_path):
   assert sorted(first) == [1, 2]
   # Refused, or nobody was listening any more.
   assert answers == [b''] * 3
-  for index, line in ((1, second), (2, third)):
-    line.send('it is', index)
+  for index, connection in ((1, second), (2, third)):
+    connection.send('it is', index)
     assert first[index].receive(30) == ['it is', index]
-    line.close()
-    with pytest.raises(gang_lines.GangError, match=f'learner {index} has left'):
+    connection.close()
+    with pytest.raises(meeting.GangError, match=f'learner {index} has left'):
       first[index].receive(30)
     first[index].close()
 
 
 def test_waiting_for_the_others_ends_when_told_or_after_a_while(tmp_path, monkeypatch):
-  assert gang_lines.receive_from_others(tmp_path, '', 2, lambda: True) is None
-  assert gang_lines.reach_first(tmp_path, 1, lambda: True) is None
-  monkeypatch.setattr(gang_lines, '_MEET_TIMEOUT', 0.3)
-  with pytest.raises(gang_lines.GangError, match='learners 1, 2 of 3 did not come'):
-    gang_lines.receive_from_others(tmp_path, '', 3, never)
-  with pytest.raises(gang_lines.GangError, match='learner 0 did not answer'):
-    gang_lines.reach_first(tmp_path, 1, never)
+  assert meeting.receive_from_others(tmp_path, '', 2, lambda: True) is None
+  assert meeting.reach_first(tmp_path, 1, lambda: True) is None
+  monkeypatch.setattr(meeting, '_MEET_TIMEOUT', 0.3)
+  with pytest.raises(meeting.GangError, match='learners 1, 2 of 3 did not come'):
+    meeting.receive_from_others(tmp_path, '', 3, never)
+  with pytest.raises(meeting.GangError, match='learner 0 did not answer'):
+    meeting.reach_first(tmp_path, 1, never)
 
 
 def test_an_update_begins_when_all_have_a_batch_and_not_before(gangs):
@@ -175,7 +175,7 @@ def test_all_carry_out_the_same_number_of_updates(gangs, stopper):
 def test_one_that_has_gone_ends_the_others_with_a_cause(gangs):
   first, second, _ = gangs(3)
   # As the kernel does for a process that was killed.
-  second.lines[0].close()
+  second.connections[0].close()
   wait_for(lambda: first.left)
   assert first.left == ['GangError: learner 1 has left; its own log says why']
 
@@ -185,7 +185,7 @@ def test_one_that_fails_says_why_and_one_that_fails_with_it_says_who(gangs):
   with pytest.raises(OSError, match='disk full'), second.together():
     raise OSError('disk full')
   assert second.left == ['OSError: disk full']
-  second.lines[0].close()
+  second.connections[0].close()
   with pytest.raises(RuntimeError), first.together():
     raise RuntimeError('the collective failed')
   assert first.left == ['GangError: learner 1 has left; its own log says why']
@@ -207,7 +207,7 @@ def test_an_update_that_does_not_end_ends_the_process(gangs, monkeypatch):
 def test_one_that_says_nothing_ends_the_others(gangs, monkeypatch, silent):
   monkeypatch.setattr(learner_gang, '_FIRST_PATIENCE', 2.0)
   made = gangs(2)
-  with pytest.raises(gang_lines.GangError, match=f'learner {silent} has said nothing'):
+  with pytest.raises(meeting.GangError, match=f'learner {silent} has said nothing'):
     decided(made[1 - silent])
   assert made[silent].left == []
 
@@ -235,7 +235,7 @@ def test_words_of_learner_0_and_the_end(gangs):
     heard = gang.spread({'step': 7} if gang.index == 0 else None)
     gang.finish()
     if gang.index:
-      gang.lines[0].close()  # The process ends.
+      gang.connections[0].close()  # The process ends.
     return heard
 
   assert in_threads(*(lambda g=g: live(g) for g in made)) == [{'step': 7}] * 3

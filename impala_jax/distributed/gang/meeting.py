@@ -1,4 +1,4 @@
-"""Lines (TCP) between learner 0 and the other learners of a run, and how they meet.
+"""How learner 0 and the other learners of a run meet, and their connections (TCP).
 
 Learner 0 listens on a port of its own choice and writes where to `gang.json` of the run
 directory; the others read it until they get through. The token in it tells one start of
@@ -29,7 +29,7 @@ class GangError(RuntimeError):
   """Another learner is gone, hangs, or never came; the text says which."""
 
 
-class Line:
+class Connection:
   """Short messages (lists that JSON can hold) to and from one other learner.
 
   Args:
@@ -90,7 +90,7 @@ class Line:
 
 def receive_from_others(
   run_dir: pathlib.Path, host: str, count: int, should_stop: Callable[[], bool]
-) -> dict[int, Line] | None:
+) -> dict[int, Connection] | None:
   """Learner 0: waits for all others.
 
   Args:
@@ -100,44 +100,46 @@ def receive_from_others(
     should_stop: asked while waiting.
 
   Returns:
-    A line to each by its index, or None if told to stop before.
+    A connection to each by its index, or None if told to stop before.
 
   Raises:
     GangError: some did not come in time.
   """
   token = secrets.token_hex(16)
   deadline = time.monotonic() + _MEET_TIMEOUT
-  lines: dict[int, Line] = {}
+  connections: dict[int, Connection] = {}
   with ports.listen('' if host else '127.0.0.1') as listener:
     listener.settimeout(_SLICE)
     place = {'host': host or '127.0.0.1', 'port': listener.getsockname()[1]}
     files.write_json(RunDirectory(run_dir).gang, {**place, 'token': token})
-    while len(lines) < count - 1:
+    while len(connections) < count - 1:
       if should_stop():
         return None
       if time.monotonic() > deadline:
-        missing = ', '.join(str(i) for i in range(1, count) if i not in lines)
+        missing = ', '.join(str(i) for i in range(1, count) if i not in connections)
         raise GangError(
           f'learners {missing} of {count} did not come within {_MEET_TIMEOUT:.0f} s'
         )
       with contextlib.suppress(TimeoutError):
-        line = Line(listener.accept()[0], 'a learner')
-        index = _greet(line, token, count)
+        connection = Connection(listener.accept()[0], 'a learner')
+        index = _greet(connection, token, count)
         if index is None:
-          line.close()
+          connection.close()
           continue
-        if index in lines:  # It was started again meanwhile.
-          lines[index].close()
-        lines[index] = line
-  for line in lines.values():
-    line.send('complete')
-  return lines
+        if index in connections:  # It was started again meanwhile.
+          connections[index].close()
+        connections[index] = connection
+  for connection in connections.values():
+    connection.send('complete')
+  return connections
 
 
 def reach_first(
   run_dir: pathlib.Path, index: int, should_stop: Callable[[], bool]
-) -> Line | None:
-  """The other learners: a line to learner 0 once all are there; None if told to stop.
+) -> Connection | None:
+  """The other learners: a connection to learner 0 once all are there.
+
+  None if told to stop before.
 
   Raises:
     GangError: learner 0 did not answer in time, or has left meanwhile.
@@ -148,35 +150,37 @@ def reach_first(
     if time.monotonic() > deadline:
       raise GangError(f'learner 0 did not answer within {_MEET_TIMEOUT:.0f} s: {why}')
     try:
-      place = json.loads((RunDirectory(run_dir).gang).read_text())
+      place = json.loads(RunDirectory(run_dir).gang.read_text())
       address = (str(place['host']), int(place['port']))
-      line = Line(socket.create_connection(address, timeout=_ANSWER), 'learner 0')
-      line.send('hello', place['token'], index)
-      if line.receive(_ANSWER) == ['welcome']:
+      connection = Connection(
+        socket.create_connection(address, timeout=_ANSWER), 'learner 0'
+      )
+      connection.send('hello', place['token'], index)
+      if connection.receive(_ANSWER) == ['welcome']:
         break
       why = f'what listens at {address} is not learner 0'
-      line.close()
+      connection.close()
     except (OSError, ValueError, KeyError, GangError) as e:
       why = str(e)
     time.sleep(_SLICE)
   # Learner 0 gives up first where others do not come.
   deadline = time.monotonic() + _MEET_TIMEOUT + _ANSWER
   while not should_stop():
-    if line.receive(_SLICE) == ['complete']:
-      return line
+    if connection.receive(_SLICE) == ['complete']:
+      return connection
     if time.monotonic() > deadline:
       raise GangError('learner 0 still waits for others')
   return None
 
 
-def _greet(line: Line, token: str, count: int) -> int | None:
+def _greet(connection: Connection, token: str, count: int) -> int | None:
   """The index of the learner at the other end; None if it is none of this start."""
   try:
-    match line.receive(_ANSWER):
+    match connection.receive(_ANSWER):
       case ['hello', str(said), int(index)] if 0 < index < count:
         if secrets.compare_digest(said.encode(), token.encode()):
-          line.name = f'learner {index}'
-          line.send('welcome')
+          connection.name = f'learner {index}'
+          connection.send('welcome')
           return index
   except GangError:
     pass
