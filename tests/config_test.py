@@ -115,9 +115,12 @@ def test_every_setting_is_described():
     assert info.allowed or info.type not in ('int', 'float'), info.name
   by_name = {info.name: info for info in found}
   assert by_name['environment.levels'] == settings.SettingInfo(
-    'environment.levels', 'list of str', ('breakout',), 'must not be empty',
+    'environment.levels',
+    'list of str',
+    ('breakout',),
+    'must not be empty',
     'These tasks are played. Several make one multi-task agent.',
-  )  # fmt: skip
+  )
   assert by_name['atari.sticky_actions'].allowed == (
     'must not be negative and must be below 1, or no action would ever be taken'
   )

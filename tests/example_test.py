@@ -25,14 +25,16 @@ def test_its_loss_is_that_of_the_package():
   )
   expected = losses.make_loss(
     config.Loss(
-      discount=example.DISCOUNT, baseline_cost=example.BASELINE_COST,
-      entropy_cost=example.ENTROPY_COST, reward_clipping='none',
+      discount=example.DISCOUNT,
+      baseline_cost=example.BASELINE_COST,
+      entropy_cost=example.ENTROPY_COST,
+      reward_clipping='none',
     )
-  )  # fmt: skip
+  )
   params = example.AGENT.init(jax.random.key(0))
-  (value, _), gradient = jax.jit(
-    jax.value_and_grad(example.loss, has_aux=True)
-  )(params, unroll)  # fmt: skip
+  (value, _), gradient = jax.jit(jax.value_and_grad(example.loss, has_aux=True))(
+    params, unroll
+  )
   (want, _), want_gradient = jax.jit(
     jax.value_and_grad(learner.objective(example.AGENT, expected), has_aux=True)
   )(params, unroll)
@@ -40,8 +42,9 @@ def test_its_loss_is_that_of_the_package():
   assert min(np.abs(x).max() for x in jax.tree.leaves(want_gradient)) > 0
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    gradient, want_gradient,
-  )  # fmt: skip
+    gradient,
+    want_gradient,
+  )
 
 
 @pytest.mark.learning

@@ -154,8 +154,11 @@ class Lab:
     if self._level.startswith(dmlab30.PREFIX):
       known = dmlab30.find(self._name)
     if not known and self._level not in (
-      'fake/plain', 'fake/language', 'fake/maps', 'fake/no_instr'
-    ):  # fmt: skip
+      'fake/plain',
+      'fake/language',
+      'fake/maps',
+      'fake/no_instr',
+    ):
       raise RuntimeError(
         f'Failed to init environment - "Level not found: {self._level}"'
       )
@@ -181,10 +184,13 @@ class Lab:
     found += [
       (name, np.float64, (n,))
       for name, n in (
-        ('MAP_FRAME_NUMBER', 1), ('FRAMES_REMAINING_AT_60', 1), ('VEL.TRANS', 3),
-        ('VEL.ROT', 3), ('TEAM.SCORE', 2),
+        ('MAP_FRAME_NUMBER', 1),
+        ('FRAMES_REMAINING_AT_60', 1),
+        ('VEL.TRANS', 3),
+        ('VEL.ROT', 3),
+        ('TEAM.SCORE', 2),
       )
-    ]  # fmt: skip
+    ]
     if self._level.startswith('contributed/') or (
       self._level.startswith('fake/') and self._name != 'no_instr'
     ):

@@ -62,10 +62,13 @@ class Host:
     kind = ['--user', '--map-root-user'] if self._rootless and enter is None else []
     self._holder = subprocess.Popen(
       [*(enter or []), 'unshare', *kind, '--net', sys.executable, '-c', _HOLDER],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
       # A signal to the test's whole group must not end it before it has cleaned up.
       start_new_session=True,
-    )  # fmt: skip
+    )
     assert self._holder.stdout is not None
     if self._holder.stdout.readline() != 'held\n':
       assert self._holder.stderr is not None
@@ -86,9 +89,12 @@ class Host:
   def run(self, *argv: str) -> str:
     """Runs a command on this host to its end; returns what it printed."""
     done = subprocess.run(
-      [*self.enter, *argv], capture_output=True, text=True, timeout=_TIMEOUT,
+      [*self.enter, *argv],
+      capture_output=True,
+      text=True,
+      timeout=_TIMEOUT,
       check=False,
-    )  # fmt: skip
+    )
     if done.returncode:
       raise OSError(f'{" ".join(argv)}: {done.stderr.strip()}')
     return done.stdout
@@ -192,13 +198,16 @@ class Network:
     count = len(self._names)
     self._forwarder = self._wire.popen(
       [sys.executable, __file__, str(count), str(delay), str(loss), str(seed)],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
     self._stack.callback(self._end_forwarder)
     self._tell('')
     for number, host in enumerate(self.hosts.values()):
-      self._wire.run('ip', 'link', 'set', f'tap{number}', 'netns', str(host.pid),
-                     'name', 'eth0')  # fmt: skip
+      self._wire.run(
+        'ip', 'link', 'set', f'tap{number}', 'netns', str(host.pid), 'name', 'eth0'
+      )
 
   def _end_forwarder(self) -> None:
     assert self._forwarder is not None
@@ -227,8 +236,9 @@ def require(taps: bool = False) -> None:
 def _open_tap(name: str) -> int:
   tap = os.open('/dev/net/tun', os.O_RDWR | os.O_NONBLOCK)
   set_interface, tap_of_bare_frames = 0x400454CA, 0x1002
-  fcntl.ioctl(tap, set_interface, struct.pack('16sH22x', name.encode(),
-                                              tap_of_bare_frames))  # fmt: skip
+  fcntl.ioctl(
+    tap, set_interface, struct.pack('16sH22x', name.encode(), tap_of_bare_frames)
+  )
   return tap
 
 

@@ -55,8 +55,11 @@ def test_type_checkers_see_real_types(tmp_path):
   snippet.write_text('\n'.join(lines) + '\n')
   done = subprocess.run(
     [sys.executable, '-m', 'mypy', '--config-file', ROOT / 'pyproject.toml', snippet],
-    cwd=ROOT, capture_output=True, text=True, timeout=280,
-  )  # fmt: skip
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=280,
+  )
   found = re.findall(r'snippet\.py:(\d+): (\w+): (.*)', done.stdout)
   revealed = {int(n): text for n, kind, text in found if 'Revealed type is' in text}
   errors = {lines[int(n) - 1]: text for n, kind, text in found if kind == 'error'}

@@ -76,8 +76,11 @@ for name in sys.argv[1:]:
 def test_every_name_of_the_table_is_there_after_the_import_alone():
   done = subprocess.run(
     [sys.executable, '-c', _EACH, *_names(), 'impala_jax.nonsense'],
-    cwd=_ROOT, capture_output=True, text=True, timeout=200,
-  )  # fmt: skip
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
   assert done.stdout == 'impala_jax.nonsense\n', done.stderr
 
 

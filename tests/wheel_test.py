@@ -75,10 +75,8 @@ def test_it_works_among_packages_of_the_same_names(installed, tmp_path):
   # As pip would write it, and as it would be called.
   impala = tmp_path / 'impala'
   impala.write_text(
-    'import sys\n'
-    'from impala_jax.commands.main import main\n'
-    'sys.exit(main())\n'
-  )  # fmt: skip
+    'import sys\nfrom impala_jax.commands.main import main\nsys.exit(main())\n'
+  )
   done = subprocess.run(
     [sys.executable, impala, 'train', '--config=catch', '--transport=local',
      '--seed=5', '--check'],

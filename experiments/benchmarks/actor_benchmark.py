@@ -70,13 +70,19 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
   bare.reset(1)
   params = jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))
   policy = policy_lib.Local(
-    parts.agent, Constant(params), args.envs, unroll_length=length,
-    batch=args.inference_batch,
-  )  # fmt: skip
-  actor = actor_lib.Actor(
-    policy, parts.make_environments(0), parts.layout, queue.writer(),
+    parts.agent,
+    Constant(params),
+    args.envs,
     unroll_length=length,
-  )  # fmt: skip
+    batch=args.inference_batch,
+  )
+  actor = actor_lib.Actor(
+    policy,
+    parts.make_environments(0),
+    parts.layout,
+    queue.writer(),
+    unroll_length=length,
+  )
   actor.run(max_unrolls=args.envs)  # Compiles.
   whole, alone, rates = [], [], []
   before = dict(actor.seconds)

@@ -17,9 +17,12 @@ class Child:
   def __init__(self, command: list[str], **env: str):
     self._name = ' '.join(command[:3])
     self._process = subprocess.Popen(
-      command, env={**os.environ, **env}, text=True,
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+      command,
+      env={**os.environ, **env},
+      text=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+    )
     self.pid = self._process.pid
 
   def __enter__(self) -> Self:

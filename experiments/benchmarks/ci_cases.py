@@ -102,9 +102,11 @@ def _actor() -> tuple[Work, Work]:
   params = jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))
   length = parts.config.actor.unroll_length
   policy = policy_lib.Local(
-    parts.agent, actor_benchmark.Constant(params), environments.num_envs,
+    parts.agent,
+    actor_benchmark.Constant(params),
+    environments.num_envs,
     unroll_length=length,
-  )  # fmt: skip
+  )
   actor = actor_lib.Actor(
     policy, environments, parts.layout, queue.writer(), unroll_length=length
   )

@@ -110,18 +110,23 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
   queue = local_transport.LocalTransport(parts.layout, 4, 16)
   threading.Thread(target=actor_benchmark.empty, args=(queue,), daemon=True).start()
   bare = subprocess.Popen(
-    [sys.executable, '-c', _BARE, args.suite, args.level], text=True,
-    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-  )  # fmt: skip
+    [sys.executable, '-c', _BARE, args.suite, args.level],
+    text=True,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
   assert bare.stdin is not None
   assert bare.stdout is not None
   environments = parts.make_environments(0)
   params = jax.tree.map(np.asarray, parts.agent.init(jax.random.key(0)))
   length = parts.config.actor.unroll_length
   policy = policy_lib.Local(
-    parts.agent, actor_benchmark.Constant(params), environments.num_envs,
-    unroll_length=length, batch=args.inference_batch,
-  )  # fmt: skip
+    parts.agent,
+    actor_benchmark.Constant(params),
+    environments.num_envs,
+    unroll_length=length,
+    batch=args.inference_batch,
+  )
   actor = actor_lib.Actor(
     policy, environments, parts.layout, queue.writer(), unroll_length=length,
     environment_patience=600.0,
@@ -131,8 +136,9 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
     if bare.stdout.readline().strip() != 'ready':
       raise SystemExit('the bare engine did not start: see above')
     actor.run(max_unrolls=args.envs)  # All engines are there, all is compiled.
-    rounds = [_round(args.round_s, bare, actor, environments, tree)
-              for _ in range(args.rounds)]  # fmt: skip
+    rounds = [
+      _round(args.round_s, bare, actor, environments, tree) for _ in range(args.rounds)
+    ]
   finally:
     environments.close()
     bare.kill()

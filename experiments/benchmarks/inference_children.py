@@ -74,12 +74,14 @@ def _local(args: argparse.Namespace, platform: str) -> None:
       count, wall, cpu = _repeat(work, args.seconds)
       rates.append(count * batch / wall)
       costs.append(1e3 * cpu / (count * batch))
-    rows.append({
+    rows.append(
+      {
         'batch': batch,
         'steps_per_second': measure.spread(rates, 0),
         'cpu_seconds_per_1000_steps': measure.spread(costs),
         'ms_per_call': round(1e3 * batch / sorted(rates)[len(rates) // 2], 3),
-    })  # fmt: skip
+      }
+    )
   kind = (device or jax.devices()[0]).device_kind
   print(json.dumps({'device': kind, 'by_batch': rows}))
 
@@ -116,8 +118,9 @@ def _client(args: argparse.Namespace, value: str) -> None:
   )
   ids = np.arange(args.envs, dtype=np.int32)
   action, steps = np.zeros(args.envs, np.int32), _frames(spec, args.envs)
-  work = lambda n: remote.act(ids, steps[n % len(steps)], action,
-                              ids % _UNROLL == n % _UNROLL)  # fmt: skip
+  work = lambda n: remote.act(
+    ids, steps[n % len(steps)], action, ids % _UNROLL == n % _UNROLL
+  )
   with contextlib.closing(remote):
     _repeat(work, 0.5)
     for _ in range(args.repeats):

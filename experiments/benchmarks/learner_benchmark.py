@@ -100,10 +100,13 @@ def make(
   shape = tuple(int(x) for x in args.frame.split(','))
   spec = types.EnvironmentSpec(types.ArraySpec(shape, np.dtype(np.uint8)), 6)
   network = config_lib.Network(
-    torso=args.torso, hidden=args.hidden, lstm=args.lstm,
-    frame_stack=args.frame_stack, dtype=args.dtype,
+    torso=args.torso,
+    hidden=args.hidden,
+    lstm=args.lstm,
+    frame_stack=args.frame_stack,
+    dtype=args.dtype,
     last_action_reward=args.lstm > 0,
-  )  # fmt: skip
+  )
   agent = agent_lib.from_config(network, spec)
   state = jax.tree.map(lambda x: x[0], agent.initial_state(1))
   layout = unroll_layout.UnrollLayout(

@@ -51,9 +51,12 @@ def main() -> int:
   ]  # fmt: skip
   height, width, channels = (int(x) for x in args.frame.split(','))
   theirs = [
-    args.torch_python, str(_HERE / 'torch_learner.py'), f'--device={args.device}',
-    f'--frame={height},{width},{channels * args.frame_stack}', *same,
-  ]  # fmt: skip
+    args.torch_python,
+    str(_HERE / 'torch_learner.py'),
+    f'--device={args.device}',
+    f'--frame={height},{width},{channels * args.frame_stack}',
+    *same,
+  ]
   if args.compile:
     theirs.append('--compile')
   commands: dict[str, tuple[list[str], dict[str, str]]] = {'impala_jax': (ours, {})}

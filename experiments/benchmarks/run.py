@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.baseline:
       known = read_baseline(args.baseline).get(key)
       if known is None:
-        raise ValueError(f'--baseline={args.baseline} has no figures of {key}: '
-                         f'take them with --write={args.baseline}')  # fmt: skip
+        raise ValueError(
+          f'--baseline={args.baseline} has no figures of {key}: '
+          f'take them with --write={args.baseline}'
+        )
   except ValueError as e:
     print(e, file=sys.stderr)
     return 2

@@ -160,14 +160,17 @@ def _start(
   args: argparse.Namespace, run_dir: pathlib.Path, role: str, index: int
 ) -> subprocess.Popen[bytes]:
   command = [
-    sys.executable, '-m', 'experiments.benchmarks.scaling_benchmark',
-    f'--role={role}', f'--step_ms={args.step_ms}',
-  ]  # fmt: skip
+    sys.executable,
+    '-m',
+    'experiments.benchmarks.scaling_benchmark',
+    f'--role={role}',
+    f'--step_ms={args.step_ms}',
+  ]
   environment = role_processes.environment_of(RunDirectory(run_dir), role, index, 0)
   with open(run_dir / f'{role}-{index}.log', 'ab') as log:
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-    )  # fmt: skip
+      command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
 
 
 def _wait_for(

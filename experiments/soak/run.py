@@ -95,11 +95,14 @@ class Soak:
     temporary = self.run_dir / 'tmp'
     temporary.mkdir(parents=True)
     settings = [
-      f'actor.num_actors={ACTORS}', 'actor.envs_per_actor=8',
-      'learner.total_frames=1e11', 'learner.metrics_interval=1',
-      'learner.checkpoint_interval=10', 'evaluator.interval=10',
+      f'actor.num_actors={ACTORS}',
+      'actor.envs_per_actor=8',
+      'learner.total_frames=1e11',
+      'learner.metrics_interval=1',
+      'learner.checkpoint_interval=10',
+      'evaluator.interval=10',
       'transport.kind=reverb',
-    ]  # fmt: skip
+    ]
     command = [
       sys.executable, '-m', 'impala_jax', 'train', '--config=catch', '--launcher=local',
       f'--launcher_set=local.learners={self._args.learners}',
@@ -152,9 +155,11 @@ class Soak:
       time.sleep(0.2)
     begin = time.time()
     done = subprocess.run(
-        [sys.executable, '-m', 'impala_jax', 'manage', 'stop', str(self.run_dir)],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+      [sys.executable, '-m', 'impala_jax', 'manage', 'stop', str(self.run_dir)],
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
     if done.returncode or done.stdout.strip() != 'stopped':
       self.problems.append(f'stop said: {(done.stdout + done.stderr).strip()}')
     for process in self._started:

@@ -130,9 +130,11 @@ class DevicePolicy:
     for size in self._sizes:
       zeros = lambda s, size=size: np.zeros((size, *s.shape), s.dtype)
       timestep = types.TimeStep(
-        np.zeros(size, np.uint8), np.zeros(size, np.float32), np.ones(size, np.float32),
+        np.zeros(size, np.uint8),
+        np.zeros(size, np.float32),
+        np.ones(size, np.float32),
         jax.tree.map(zeros, spec.observation, is_leaf=is_leaf),
-      )  # fmt: skip
+      )
       ids = np.full(size, self._spare, np.int32)
       begins = np.ones(size, bool)
       self.finish(self.start(ids, timestep, np.zeros(size, np.int32), begins))

@@ -28,9 +28,10 @@ class Parser(argparse.ArgumentParser):
 
   def __init__(self, **settings: Any):
     super().__init__(
-      **settings, formatter_class=argparse.RawDescriptionHelpFormatter,
+      **settings,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False,
-    )  # fmt: skip
+    )
 
   def error(self, message: str) -> NoReturn:
     raise Mistake(message)

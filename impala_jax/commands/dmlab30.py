@@ -23,24 +23,36 @@ def add_flags(parser: arguments.Parser) -> None:
     group, 'suite', 'Family of levels.', choices=sorted(_CONFIGS), shown='dmlab'
   )
   arguments.flag(
-    group, 'config', 'Named configuration (`impala list configs`), or a file with one.',
-    shown='dmlab30 or doom, by --suite', metavar='CONFIG',
-  )  # fmt: skip
+    group,
+    'config',
+    'Named configuration (`impala list configs`), or a file with one.',
+    shown='dmlab30 or doom, by --suite',
+    metavar='CONFIG',
+  )
   arguments.flag(
-    group, 'levels', 'Levels, or dmlab30 for all.', kind=arguments.names,
+    group,
+    'levels',
+    'Levels, or dmlab30 for all.',
+    kind=arguments.names,
     shown='those of the configuration',
-  )  # fmt: skip
+  )
   arguments.switch(
-    group, 'skip_unavailable_levels', 'Leave out levels that lack their data.', None,
+    group,
+    'skip_unavailable_levels',
+    'Leave out levels that lack their data.',
+    None,
     shown=of_config,
-  )  # fmt: skip
+  )
   arguments.flag(
     group, 'network', 'Torso: shallow, deep, nature, mlp.', shown=of_config
   )
   arguments.flag(
-    group, 'dataset_path', 'Folder of the pictures that two psychlab levels need.',
-    shown=of_config, metavar='DIR',
-  )  # fmt: skip
+    group,
+    'dataset_path',
+    'Folder of the pictures that two psychlab levels need.',
+    shown=of_config,
+    metavar='DIR',
+  )
   arguments.flag(
     group, 'level_cache', 'Folder of compiled maps.', shown=of_config, metavar='DIR'
   )

@@ -25,9 +25,12 @@ USAGE = 'WHAT [flags]'
 def add_flags(parser: arguments.Parser) -> None:
   arguments.one_of(parser, 'what', 'WHAT', list(_LISTS))
   arguments.flag(
-    parser, 'suite', 'Of levels: those of this suite alone.', choices=suites.names(),
+    parser,
+    'suite',
+    'Of levels: those of this suite alone.',
+    choices=suites.names(),
     shown='all that are installed',
-  )  # fmt: skip
+  )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -49,11 +49,14 @@ def status(run_dir: pathlib.Path) -> dict[str, Any]:
     detail = task.detail
     if words and record.get('state') in ('failed', 'restarting'):
       detail += f': {words}'
-    tasks.append({
-        **dataclasses.asdict(task), 'detail': detail,
+    tasks.append(
+      {
+        **dataclasses.asdict(task),
+        'detail': detail,
         'restarts': record.get('restarts', 0),
         'incarnation': record.get('incarnation', -1),
-    })  # fmt: skip
+      }
+    )
   return {
     'run': launch.program.name,
     'launcher': launch.launcher,

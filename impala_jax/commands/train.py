@@ -22,9 +22,12 @@ def add_flags(parser: arguments.Parser) -> None:
     'such as the config.json of a run.', shown='small', metavar='CONFIG',
   )  # fmt: skip
   arguments.flag(
-    group, 'game', 'Game, or games of a multi-task agent; sets environment.levels.',
-    kind=arguments.names, shown='those of the configuration',
-  )  # fmt: skip
+    group,
+    'game',
+    'Game, or games of a multi-task agent; sets environment.levels.',
+    kind=arguments.names,
+    shown='those of the configuration',
+  )
   training.add_flags(parser)
 
 

@@ -29,13 +29,19 @@ def add_flags(parser: arguments.Parser) -> None:
   arguments.flag(settings, 'seed', 'Random seed.', kind=int, shown=of_config)
   arguments.flag(settings, 'num_actors', 'Actor processes.', kind=int, shown=of_config)
   arguments.flag(
-    settings, 'total_frames', 'Frames to train for, such as 2e6.', shown=of_config,
+    settings,
+    'total_frames',
+    'Frames to train for, such as 2e6.',
+    shown=of_config,
     metavar='N',
-  )  # fmt: skip
+  )
   arguments.flag(
-    settings, 'transport', 'How unrolls travel; local: all in one process.',
-    choices=config_lib.TRANSPORTS, shown='reverb where it is installed, else local',
-  )  # fmt: skip
+    settings,
+    'transport',
+    'How unrolls travel; local: all in one process.',
+    choices=config_lib.TRANSPORTS,
+    shown='reverb where it is installed, else local',
+  )
   arguments.switch(settings, 'check', 'Only check the settings, and print them.')
 
   run = parser.add_argument_group('the run')
@@ -45,17 +51,23 @@ def add_flags(parser: arguments.Parser) -> None:
   )  # fmt: skip
   arguments.switch(run, 'resume', 'Go on with the run in --run_dir.')
   arguments.flag(
-    run, 'view', 'What the terminal shows; auto: live on a terminal, else plain lines.',
-    'auto', choices=('auto', 'live', 'plain', 'none'),
-  )  # fmt: skip
+    run,
+    'view',
+    'What the terminal shows; auto: live on a terminal, else plain lines.',
+    'auto',
+    choices=('auto', 'live', 'plain', 'none'),
+  )
 
   where = parser.add_argument_group('where it runs')
   arguments.flag(
-    where, 'launcher', f'{site_launcher.FOREGROUND}: this machine, for as long as this '
+    where,
+    'launcher',
+    f'{site_launcher.FOREGROUND}: this machine, for as long as this '
     'command lasts. The others submit the run and return; `impala manage` looks after '
-    'it.', choices=backends.LAUNCHERS,
+    'it.',
+    choices=backends.LAUNCHERS,
     shown=f"the site's (`impala list launchers`), else {site_launcher.FOREGROUND}",
-  )  # fmt: skip
+  )
   arguments.flag(
     where, 'launcher_set', '<launcher>.field=value, see docs/clusters.md; may be '
     'repeated.', many=True, shown="the site's", metavar='SETTING',
@@ -142,8 +154,10 @@ def _resolve(
   try:
     config = registry.resolve(config, elsewhere=not here)
     if not here and registry.missing(suite):
-      print(f'suite {suite} is not installed here: the machines of the run need it',
-            file=sys.stderr)  # fmt: skip
+      print(
+        f'suite {suite} is not installed here: the machines of the run need it',
+        file=sys.stderr,
+      )
     config_lib.validate(config)
   except config_lib.ConfigError as e:
     problems.append(str(e))
@@ -158,8 +172,11 @@ def _engine(args: argparse.Namespace) -> backend.Backend:
     return backends.get(site_launcher.FOREGROUND)
   choice = site_launcher.choose(args.launcher)
   if not args.launcher and choice.launcher != site_launcher.FOREGROUND:
-    print(f'launcher {choice.launcher}: {choice.reason}; --launcher='
-          f'{site_launcher.FOREGROUND} is this machine', file=sys.stderr)  # fmt: skip
+    print(
+      f'launcher {choice.launcher}: {choice.reason}; --launcher='
+      f'{site_launcher.FOREGROUND} is this machine',
+      file=sys.stderr,
+    )
   return backends.get(choice.launcher, [*choice.settings, *args.launcher_set])
 
 

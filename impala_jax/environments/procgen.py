@@ -66,9 +66,12 @@ class ProcgenVector:
     from procgen import env  # Its import takes a second.
 
     self._engine = env.ProcgenGym3Env(
-      num=self.num_envs, env_name=game, rand_seed=seed, num_threads=self._threads,
+      num=self.num_envs,
+      env_name=game,
+      rand_seed=seed,
+      num_threads=self._threads,
       distribution_mode='hard' if game == self._level else 'easy',
-    )  # fmt: skip
+    )
     self._begins[:] = True
     self._waiting[:] = False
     self._return[:] = 0
@@ -133,9 +136,12 @@ class ProcgenVector:
 
   def _finish(self, env_id: int) -> base.EpisodeEnd:
     end = base.EpisodeEnd(
-      int(self.task_ids[env_id]), float(self._return[env_id]),
-      int(self._length[env_id]), truncated=False, env_id=env_id,
-    )  # fmt: skip
+      int(self.task_ids[env_id]),
+      float(self._return[env_id]),
+      int(self._length[env_id]),
+      truncated=False,
+      env_id=env_id,
+    )
     self._return[env_id] = 0
     self._length[env_id] = 0
     return end

@@ -86,9 +86,12 @@ def _git_hash() -> str:
   root = pathlib.Path(__file__).resolve().parent
   try:
     run = lambda *a: subprocess.run(
-        ('git', '-C', str(root), *a), capture_output=True, text=True, check=True,
-        timeout=10,
-    ).stdout.strip()  # fmt: skip
+      ('git', '-C', str(root), *a),
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=10,
+    ).stdout.strip()
     return run('rev-parse', 'HEAD') + (
       '+changes' if run('status', '--porcelain') else ''
     )

@@ -30,5 +30,5 @@ def requeue() -> None:
 
 def _scontrol(*arguments: str) -> str:
   return subprocess.run(
-      ['scontrol', *arguments], capture_output=True, text=True, check=True, timeout=60
-  ).stdout  # fmt: skip
+    ['scontrol', *arguments], capture_output=True, text=True, check=True, timeout=60
+  ).stdout

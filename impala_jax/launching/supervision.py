@@ -220,10 +220,13 @@ class Supervised:
     # Before the process, so that no other may ever get the same number.
     self._write('running')
     environment = processes.environment_of(
-      self._run, settings.role, settings.index, self._incarnation,
+      self._run,
+      settings.role,
+      settings.index,
+      self._incarnation,
       # A client looks for a learner that moved, and waits for one that is away.
       settings.patience if settings.follows else None,
-    )  # fmt: skip
+    )
     self._log.parent.mkdir(exist_ok=True)
     with open(self._log, 'ab') as log:
       self._child = subprocess.Popen(

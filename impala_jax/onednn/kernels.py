@@ -96,8 +96,9 @@ class Kernel:
   def reorder(self, source: _Desc, place: int, target: _Desc, new: int) -> None:
     self.add(
       self._library.reorder_desc(source, target),
-      (_SRC, source, place), (_DST, target, new),
-    )  # fmt: skip
+      (_SRC, source, place),
+      (_DST, target, new),
+    )
 
   @functools.cached_property
   def number(self) -> int:
@@ -114,9 +115,11 @@ def convolution(window: Window) -> Kernel:
   place = kernel.bring(layout.kernel, 1, weights)
   kernel.add(
     layout.forward,
-    (_SRC, layout.images, 0), (_WEIGHTS, weights, place), (_BIAS, layout.bias, 2),
+    (_SRC, layout.images, 0),
+    (_WEIGHTS, weights, place),
+    (_BIAS, layout.bias, 2),
     (_DST, layout.result, 3),
-  )  # fmt: skip
+  )
   return kernel
 
 
@@ -134,9 +137,10 @@ def convolution_images_gradient(window: Window) -> Kernel:
   place = kernel.bring(layout.kernel, 0, weights)
   kernel.add(
     desc,
-    (_DIFF_DST, layout.result, 1), (_WEIGHTS, weights, place),
+    (_DIFF_DST, layout.result, 1),
+    (_WEIGHTS, weights, place),
     (_DIFF_SRC, layout.images, 2),
-  )  # fmt: skip
+  )
   return kernel
 
 
@@ -155,9 +159,11 @@ def convolution_kernel_gradient(window: Window) -> Kernel:
   place = 2 if same else kernel.reserve(weights)
   kernel.add(
     desc,
-    (_SRC, layout.images, 0), (_DIFF_DST, layout.result, 1),
-    (_DIFF_WEIGHTS, weights, place), (_DIFF_BIAS, layout.bias, 3),
-  )  # fmt: skip
+    (_SRC, layout.images, 0),
+    (_DIFF_DST, layout.result, 1),
+    (_DIFF_WEIGHTS, weights, place),
+    (_DIFF_BIAS, layout.bias, 3),
+  )
   if not same:
     kernel.reorder(weights, place, layout.kernel, 2)
   return kernel
@@ -204,8 +210,11 @@ class _Layout:
     (top, bottom), (left, right) = window.padding
     dims = library_lib.dims
     self.geometry = (
-      dims(*window.strides), dims(0, 0), dims(top, left), dims(bottom, right),
-    )  # fmt: skip
+      dims(*window.strides),
+      dims(0, 0),
+      dims(top, left),
+      dims(bottom, right),
+    )
     self.forward = library.primitive_desc(
       'convolution_forward', _FORWARD, _AUTO, self.images, self.any_kernel, self.bias,
       self.result, *self.geometry,

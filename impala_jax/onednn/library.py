@@ -37,9 +37,12 @@ class Unavailable(Exception):
 
 
 _OF_ONEDNN = (
-  'memory_create', 'memory_destroy', 'primitive_execute', 'stream_create',
+  'memory_create',
+  'memory_destroy',
+  'primitive_execute',
+  'stream_create',
   'stream_wait',
-)  # fmt: skip
+)
 
 
 class _Functions(ctypes.Structure):

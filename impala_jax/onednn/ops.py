@@ -13,9 +13,12 @@ from impala_jax.onednn.kernels import Window
 
 
 def convolution(
-  x: types.Array, kernel: types.Array, bias: types.Array, strides: tuple[int, int],
+  x: types.Array,
+  kernel: types.Array,
+  bias: types.Array,
+  strides: tuple[int, int],
   padding: str,
-) -> types.Array:  # fmt: skip
+) -> types.Array:
   """Convolves images with a kernel and adds a bias.
 
   Args:
@@ -46,16 +49,22 @@ def max_pool(x: types.Array) -> types.Array:
 
 
 def _window(
-  images: Sequence[int], channels: int, size: Sequence[int], strides: Sequence[int],
+  images: Sequence[int],
+  channels: int,
+  size: Sequence[int],
+  strides: Sequence[int],
   padding: str,
-) -> Window:  # fmt: skip
+) -> Window:
   pads = jax.lax.padtype_to_pads(images[1:3], size, strides, padding)
   top, left = ((int(before), int(after)) for before, after in pads)
   n, height, width, depth = images
   return Window(
-    (n, height, width, depth), channels, (size[0], size[1]), (strides[0], strides[1]),
+    (n, height, width, depth),
+    channels,
+    (size[0], size[1]),
+    (strides[0], strides[1]),
     (top, left),
-  )  # fmt: skip
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -72,11 +81,13 @@ def _convolution_backward(window, residuals, gradient):
   x, kernel = residuals
   (dx,) = _call(
     kernels.convolution_images_gradient(window), [window.images], kernel, gradient
-  )  # fmt: skip
+  )
   dk, db = _call(
-    kernels.convolution_kernel_gradient(window), [window.kernel, (window.channels,)],
-    x, gradient,
-  )  # fmt: skip
+    kernels.convolution_kernel_gradient(window),
+    [window.kernel, (window.channels,)],
+    x,
+    gradient,
+  )
   return dx, dk, db
 
 

@@ -74,8 +74,9 @@ def _draw_rows(axes: Any, rows: list[dict[str, Any]]) -> None:
       left, right = row['interval']
       axes.plot([left, right], [place, place], color='#222222', lw=1.2, zorder=3)
       for x in (left, right):
-        axes.plot([x, x], [place - 0.17, place + 0.17], color='#222222', lw=1.2,
-                  zorder=3)  # fmt: skip
+        axes.plot(
+          [x, x], [place - 0.17, place + 0.17], color='#222222', lw=1.2, zorder=3
+        )
       end = max(end, right)
     words = '' if row['value'] is None else f'{row["value"]:.1f}'
     axes.text(end + 0.012 * span, place, words + row['note'], va='center', fontsize=7.5,

@@ -187,10 +187,12 @@ def _check_timesteps(
     _, episode, s = step.observation[t].tolist()
     length = environment.length(episode)
     kind = (
-      types.StepType.FIRST if s == 0
-      else types.StepType.LAST if s == length
+      types.StepType.FIRST
+      if s == 0
+      else types.StepType.LAST
+      if s == length
       else types.StepType.MID
-    )  # fmt: skip
+    )
     assert step.step_type[t] == kind
     if s > 0:
       assert step.reward[t] == environment.reward(episode, s)
@@ -290,10 +292,12 @@ class _FastLearner:
 def test_with_a_limit_no_unroll_begins_with_old_parameters(max_lag):
   count = 12
   environment = vector.SequentialVector(
-    [lambda i=i: counting.CountingEnvironment(i, (7,), num_actions=_ACTIONS)
-     for i in range(count)],
+    [
+      lambda i=i: counting.CountingEnvironment(i, (7,), num_actions=_ACTIONS)
+      for i in range(count)
+    ],
     max_ready=1,
-  )  # fmt: skip
+  )
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, batch_size=60, capacity=60)
   learner = _FastLearner(queue.writer())
@@ -307,8 +311,9 @@ def test_with_a_limit_no_unroll_begins_with_old_parameters(max_lag):
   # then the learner had made s + 1 updates.
   lags = []
   for env_id in range(count):
-    sent = [(int(h['sequence']), int(h['version'])) for h in headers
-            if h['env_id'] == env_id]  # fmt: skip
+    sent = [
+      (int(h['sequence']), int(h['version'])) for h in headers if h['env_id'] == env_id
+    ]
     lags += [s + 1 - v for (s, _), (_, v) in itertools.pairwise(sent)]
   assert len(lags) == 60 - count
   assert min(lags) >= 0

@@ -200,9 +200,12 @@ def test_without_it_xla_is_used_and_the_log_says_why(place, words):
     'print(library.available())'
   )
   done = subprocess.run(
-    [sys.executable, '-c', script], env={**os.environ, library.VARIABLE: place},
-    capture_output=True, text=True, timeout=120,
-  )  # fmt: skip
+    [sys.executable, '-c', script],
+    env={**os.environ, library.VARIABLE: place},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert done.stdout == 'False\n', done.stderr
   assert 'convolutions on CPU by XLA' in done.stderr
   if library.available() or place == 'off':

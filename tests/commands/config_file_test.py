@@ -58,7 +58,7 @@ def test_names_are_names():
     ({'actor': {'num_actors': 2.5}}, "actor.num_actors='2.5': not a valid int"),
     ({'evaluator': {'enabled': 'maybe'}}, "evaluator.enabled='maybe'"),
   ],
-)  # fmt: skip
+)
 def test_mistakes(tmp_path, data, words):
   path = write(tmp_path, data)
   with pytest.raises(config_lib.ConfigError) as e:

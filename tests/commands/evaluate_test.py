@@ -86,8 +86,9 @@ def test_a_checkpoint_without_its_run(tmp_path):
   (tmp_path / 'run').mkdir()
   run_dir = _make_run(tmp_path / 'run')
   file = checkpointing.paths(run_dir / 'checkpoints')[0].rename(tmp_path / 'x.msgpack')
-  done = _run(f'--checkpoint={file}', '--episodes=2', '--greedy',
-              f'--output={tmp_path}/out')  # fmt: skip
+  done = _run(
+    f'--checkpoint={file}', '--episodes=2', '--greedy', f'--output={tmp_path}/out'
+  )
   assert done.returncode == 0, done.stderr
   report = _report(tmp_path / 'out')
   assert report['checkpoint']['updates'] == 3
@@ -108,8 +109,9 @@ def test_a_level_that_fails(tmp_path):
   assert 'FAILED: EngineError: level fails' in done.stdout
   assert 'Traceback' not in done.stderr
   # Levels that are not asked for need not work.
-  done = _run(f'--run_dir={run_dir}', '--episodes=3', '--levels=b,a',
-              f'--output={tmp_path}/some')  # fmt: skip
+  done = _run(
+    f'--run_dir={run_dir}', '--episodes=3', '--levels=b,a', f'--output={tmp_path}/some'
+  )
   assert done.returncode == 0, done.stderr
   assert list(_report(tmp_path / 'some')['levels']) == ['b', 'a']
 

@@ -141,9 +141,12 @@ def test_bash_completes(capsys, tmp_path):
       'printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
-      ['bash', '-c', text, 'bash', 'impala', *words], capture_output=True, text=True,
-      timeout=60, cwd=tmp_path,
-    )  # fmt: skip
+      ['bash', '-c', text, 'bash', 'impala', *words],
+      capture_output=True,
+      text=True,
+      timeout=60,
+      cwd=tmp_path,
+    )
     return done.stdout.split()
 
   assert complete('tr') == ['train']

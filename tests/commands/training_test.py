@@ -75,8 +75,9 @@ def test_a_file_of_settings(run, place):
   assert config.seed == 9
   code, _, err = run('train', '--config=yours.json')
   assert (code, err) == (
-    2, 'impala_jax: --config=yours.json: No such file or directory\n'
-  )  # fmt: skip
+    2,
+    'impala_jax: --config=yours.json: No such file or directory\n',
+  )
 
 
 def test_a_run_goes_on_with_its_own_configuration(run, place):

@@ -289,8 +289,9 @@ def test_unknown_names_are_all_listed(counting_suite):
 
 
 def test_random_seeds_differ():
-  seeds = {registry.random_seed(s, a, i) for s in range(5) for a in range(20)
-           for i in range(3)}  # fmt: skip
+  seeds = {
+    registry.random_seed(s, a, i) for s in range(5) for a in range(20) for i in range(3)
+  }
   assert len(seeds) == 300
   assert all(0 <= s < 2**31 for s in seeds)
   assert registry.random_seed(1, 2, 0) == registry.random_seed(1, 2)

@@ -119,8 +119,11 @@ def test_dmlab30(dmlab_suite):
   assert report['complete']
   assert (report['episodes'], report['seed']) == (2, 4)
   assert report['checkpoint'] == {
-    'path': 'x.msgpack', 'updates': 5, 'frames': 500, 'wall_seconds': None,
-  }  # fmt: skip
+    'path': 'x.msgpack',
+    'updates': 5,
+    'frames': 500,
+    'wall_seconds': None,
+  }
   assert config_lib.from_dict(report['config']) == config
   assert json.loads(json.dumps(report)) == report
 

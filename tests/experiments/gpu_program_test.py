@@ -48,8 +48,10 @@ def test_without_a_compiler_for_cuda_one_clear_line(tmp_path):
   done = subprocess.run(
     [sys.executable, '-m', 'experiments.benchmarks.gpu_program', '--batch=1'],
     env={**os.environ, 'PYTHONPATH': f'{tmp_path}:.', 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True, text=True, timeout=120,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert done.returncode == 1
   assert 'no compiler for CUDA' in done.stderr
   assert 'Traceback' not in done.stderr

@@ -54,8 +54,6 @@ def test_figure(tmp_path):
     }
     for n in (1, 2, 4)
   ]
-  report = {
-    'points': points, 'cores': 2, 'arguments': {'step_ms': 5.0, 'envs': 4}
-  }  # fmt: skip
+  report = {'points': points, 'cores': 2, 'arguments': {'step_ms': 5.0, 'envs': 4}}
   scaling_plot.draw(report, tmp_path / 'scaling.png')
   assert (tmp_path / 'scaling.png').read_bytes().startswith(b'\x89PNG')

@@ -14,9 +14,12 @@ import pytest
 pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
 _LONG = 240.0  # Seconds that a busy machine may take.
 _SETTINGS = (
-  'actor.num_actors=2', 'inference.servers=1', 'learner.metrics_interval=0.5',
-  'learner.checkpoint_interval=1', 'evaluator.enabled=false',
-)  # fmt: skip
+  'actor.num_actors=2',
+  'inference.servers=1',
+  'learner.metrics_interval=0.5',
+  'learner.checkpoint_interval=1',
+  'evaluator.enabled=false',
+)
 
 
 class Run:

@@ -197,7 +197,10 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   done = subprocess.run(
     _command('--config=catch', f'--run_dir={tmp_path}'),
-    capture_output=True, text=True, timeout=60, check=False,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
   assert done.returncode == 2
   assert '--resume' in done.stderr

@@ -45,9 +45,12 @@ class Run:
     }
     with open(self.run_dir / f'{role}.log', 'ab') as log:
       self.processes[role] = subprocess.Popen(
-          [sys.executable, '-m', 'impala_jax.distributed.roles.run', role],
-          env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-      )  # fmt: skip
+        [sys.executable, '-m', 'impala_jax.distributed.roles.run', role],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+      )
     return self.processes[role]
 
   def close(self) -> None:

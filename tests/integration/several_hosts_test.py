@@ -64,9 +64,12 @@ class Run:
       environment['IMPALA_HOST'] = place.address
     with open(self.run_dir / f'{host}.log', 'ab') as log:
       self.processes[host] = place.popen(
-          [sys.executable, '-m', 'impala_jax.distributed.roles.run', role],
-          env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-      )  # fmt: skip
+        [sys.executable, '-m', 'impala_jax.distributed.roles.run', role],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+      )
 
   def close(self) -> None:
     for process in self.processes.values():

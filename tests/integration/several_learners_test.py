@@ -87,8 +87,11 @@ def log(run_dir: pathlib.Path, index: int) -> str:
 def stop(run_dir: pathlib.Path) -> None:
   done = subprocess.run(
     [sys.executable, '-m', 'launch.manage', 'stop', run_dir],
-    text=True, capture_output=True, check=False, timeout=300,
-  )  # fmt: skip
+    text=True,
+    capture_output=True,
+    check=False,
+    timeout=300,
+  )
   assert done.stdout.strip() == 'stopped', done.stdout + done.stderr
 
 
@@ -119,9 +122,11 @@ def test_a_run_trains_stops_and_resumes(run_dir):
   wait_for(run_dir, lambda: known() >= everyone, 'learner 0 hears of all')
   report = manage.status(run_dir)
   assert [(t['role'], t['index'], t['state']) for t in report['tasks']] == [
-    ('learner', 0, 'running'), ('learner', 1, 'running'),
-    ('actor', 0, 'running'), ('actor', 1, 'running'),
-  ]  # fmt: skip
+    ('learner', 0, 'running'),
+    ('learner', 1, 'running'),
+    ('actor', 0, 'running'),
+    ('actor', 1, 'running'),
+  ]
 
   stop(run_dir)
   assert soak_processes.of_run(run_dir) == []

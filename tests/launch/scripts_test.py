@@ -34,9 +34,7 @@ def run(command, folder, timeout=60):
 
 def test_the_scripts_that_there_are():
   names = {path.stem for path in SCRIPTS}
-  assert names == {
-    'evaluate', 'fill_level_cache', 'manage', 'run_atari', 'run_dmlab30'
-  }  # fmt: skip
+  assert names == {'evaluate', 'fill_level_cache', 'manage', 'run_atari', 'run_dmlab30'}
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.stem)

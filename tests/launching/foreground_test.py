@@ -48,10 +48,12 @@ def launch(tmp_path):
     started.append(
       subprocess.Popen(
         [sys.executable, '-c', LAUNCHER, str(path), str(tmp_path / 'phases')],
-        cwd=programs.ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=programs.ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
       )
-    )  # fmt: skip
+    )
     return RunDirectory(run_dir), started[-1]
 
   yield start
@@ -148,9 +150,11 @@ def test_manage_knows_a_run_in_the_foreground(launch):
   noted = backends.backend.read_launch(run.path)
   engine = backends.of_launch(noted)
   assert {(t.role, t.index): t.state for t in engine.status(noted)} == {
-    ('learner', 0): 'running', ('actor', 0): 'running', ('actor', 1): 'running',
+    ('learner', 0): 'running',
+    ('actor', 0): 'running',
+    ('actor', 1): 'running',
     ('evaluator', 0): 'running',
-  }  # fmt: skip
+  }
   with pytest.raises(backends.backend.BackendError, match='fixed number of actors'):
     engine.scale(noted, 'actor', 3)
   (run.path / 'evaluator-0.finish').touch()

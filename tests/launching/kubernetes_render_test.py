@@ -190,8 +190,9 @@ def test_every_pod_is_bounded_and_unprivileged():
 
 def test_only_the_run_reaches_the_learner_and_actors_reach_nothing_else():
   objects = by_name(programs.make(learners=2))
-  pods = {role: j['template']['metadata']['labels'] for role, j in
-          jobs(objects).items()}  # fmt: skip
+  pods = {
+    role: j['template']['metadata']['labels'] for role, j in jobs(objects).items()
+  }
   closed = objects['NetworkPolicy/impala-catch-1-closed']['spec']
   opened = objects['NetworkPolicy/impala-catch-1-learner']['spec']
   assert all(matches(closed, labels) for labels in pods.values())
@@ -225,8 +226,9 @@ def test_schemas_with_inference_servers(version):
 
 def test_only_actors_reach_the_inference_servers():
   objects = by_name(programs.make(learners=2, servers=2))
-  pods = {role: j['template']['metadata']['labels'] for role, j in
-          jobs(objects).items()}  # fmt: skip
+  pods = {
+    role: j['template']['metadata']['labels'] for role, j in jobs(objects).items()
+  }
   closed = objects['NetworkPolicy/impala-catch-1-closed']['spec']
   opened = objects['NetworkPolicy/impala-catch-1-inference']['spec']
   assert [r for r, labels in pods.items() if matches(opened, labels)] == ['inference']

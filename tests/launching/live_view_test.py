@@ -62,8 +62,9 @@ def test_inference_servers_show_where_there_are_any():
 def test_many_levels_come_last_and_are_not_broken_over_lines():
   levels = tuple(f'level_with_a_long_name_{i}' for i in range(30))
   returns = {f'episode_return/{x}': float(i) for i, x in enumerate(levels)}
-  lines = _shown(_STATUS | returns | {'episode_return/level_with_a_long_name_3': None},
-                 levels)  # fmt: skip
+  lines = _shown(
+    _STATUS | returns | {'episode_return/level_with_a_long_name_3': None}, levels
+  )
   text = '\n'.join(lines)
   assert all(f'{x} {i:.1f} ' in text for i, x in enumerate(levels) if i != 3)
   assert 'level_with_a_long_name_3 - ' in text

@@ -56,8 +56,9 @@ def test_a_gang_restarts_and_stops_as_a_unit(launched):
   run_dir = launched()
   wait(lambda: starts(run_dir, 0) and starts(run_dir, 1))
   assert [(t['index'], t['state'], t['restarts']) for t in learners(run_dir)] == [
-    (0, 'running', 0), (1, 'running', 0),
-  ]  # fmt: skip
+    (0, 'running', 0),
+    (1, 'running', 0),
+  ]
   (_, first), (_, second) = starts(run_dir, 0)[0], starts(run_dir, 1)[0]
   os.kill(second, signal.SIGKILL)
   # The first notices nothing, as one that hangs: it is killed.

@@ -25,8 +25,11 @@ def test_roles_of_a_run():
 def test_inference_servers_are_a_role_of_their_own():
   program = programs.make(actors=1000, servers=4)
   assert [r.name for r in program.roles] == [
-    'learner', 'inference', 'actor', 'evaluator'
-  ]  # fmt: skip
+    'learner',
+    'inference',
+    'actor',
+    'evaluator',
+  ]
   role = program.role('inference')
   assert (role.replicas, role.elastic, role.restart.essential) == (4, False, False)
   assert role.ports == ('inference',)

@@ -86,9 +86,11 @@ def test_inference_servers():
   assert '--essential' not in script
   files = render(programs.make(servers=3), 'slurm.array_throttle=1')
   assert list(files) == [
-    'learner.sbatch', 'inference-000000.sbatch', 'actor-000000.sbatch',
+    'learner.sbatch',
+    'inference-000000.sbatch',
+    'actor-000000.sbatch',
     'evaluator.sbatch',
-  ]  # fmt: skip
+  ]
   found = options(files['inference-000000.sbatch'])
   assert found['array'] == '0-2'  # All at once.
   assert 'partition' not in found

@@ -54,9 +54,12 @@ def _run(
   # One learner for runs of any length, as if it had always been a long one.
   learner = synthetic.make_learner(synthetic.config())
   recorded = recorder.Recorder(
-    _config(last), control, queue.stats, resume=resume,
+    _config(last),
+    control,
+    queue.stats,
+    resume=resume,
     on_record=lambda status: records.append(status.record.flat()),
-  )  # fmt: skip
+  )
   trains = loop.LearnerLoop(
     _config(last), learner, queue, control, recorded, saver, resume
   )

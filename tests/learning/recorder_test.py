@@ -72,10 +72,11 @@ def test_a_record_is_of_all_learners_together():
   run.control.refuse('nonsense')
   for index, lag in ((1, 6.0), (2, 1.0)):
     run.tell(
-      'learner', index,
+      'learner',
+      index,
       {'received': 20.0, 'lost': 1.0, 'parameter_fetches': 5.0, 'reports_refused': 1.0},
       {'queued': 1.0, 'capacity': 8.0, 'policy_lag_mean': lag, 'policy_lag_max': 9.0},
-    )  # fmt: skip
+    )
   run.recorder.take_batch(8, np.array([6, 6], np.uint64))
   both = run.record(9)
   assert (both.unrolls_received, both.unrolls_lost) == (50, 4)

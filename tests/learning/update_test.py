@@ -93,10 +93,13 @@ def make_batch(seed):
     LAYOUT.pack(
       rows[b],
       types.Unroll(
-        jax.tree.map(column, unroll.timestep), column(unroll.action),
-        column(unroll.behaviour_log_prob), None, *(x[b] for x in unroll[4:]),
+        jax.tree.map(column, unroll.timestep),
+        column(unroll.action),
+        column(unroll.behaviour_log_prob),
+        None,
+        *(x[b] for x in unroll[4:]),
       ),
-    )  # fmt: skip
+    )
   return unroll, stretches, rows
 
 
@@ -152,9 +155,12 @@ def flat(params):
 def test_updates_are_the_papers(devices):
   """Three updates and between them a batch that is refused and leaves no trace."""
   learner = learner_lib.Learner(
-    AGENT, losses.make_loss(CONFIG.loss), optimizers.make_optimizer(CONFIG), LAYOUT,
+    AGENT,
+    losses.make_loss(CONFIG.loss),
+    optimizers.make_optimizer(CONFIG),
+    LAYOUT,
     jax.local_devices()[:devices],
-  )  # fmt: skip
+  )
   state = learner.init(3)
   weights = start = flat(learner_lib.to_host(state.params)).astype(np.float64)
   gradients, norms = [], []

@@ -22,11 +22,14 @@ def _report(suite, returns_by_level, errors=()):
   )
   results = [
     playing.LevelResult(
-      i, 3, [base.EpisodeEnd(i, r, 5, False) for r in returns], [],
+      i,
+      3,
+      [base.EpisodeEnd(i, r, 5, False) for r in returns],
+      [],
       'EngineError: gone' if level in errors else '',
     )
     for i, (level, returns) in enumerate(returns_by_level.items())
-  ]  # fmt: skip
+  ]
   policy = evaluator.SavedPolicy({}, {'updates': 5, 'frames': 500}, pathlib.Path('x'))
   return evaluation_report.make(config, policy, results, episodes=3)
 

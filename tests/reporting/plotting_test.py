@@ -20,9 +20,11 @@ def _write(run_dir, levels=(), suite='atari', count=5, evaluations=True):
   (run_dir / 'config.json').write_text(json.dumps({'config': config}))
   if evaluations:
     event = {
-      'frames': 300, 'mean': 4.0, 'returns': {x: [4.0] for x in levels},
+      'frames': 300,
+      'mean': 4.0,
+      'returns': {x: [4.0] for x in levels},
       'means': dict.fromkeys(levels, 4.0),
-    }  # fmt: skip
+    }
     (run_dir / 'evaluations.jsonl').write_text(json.dumps(event))
 
 
@@ -62,8 +64,9 @@ def test_the_command(tmp_path, capsys):
   _write(tmp_path, ['pong', 'qbert'])
   assert plots.main(['plotting', str(tmp_path)]) == 0
   printed = capsys.readouterr().out.split()
-  assert printed == [str(tmp_path / f'{x}_curve{s}.png')
-                     for x, s in (('learning', ''), ('level', 's'))]  # fmt: skip
+  assert printed == [
+    str(tmp_path / f'{x}_curve{s}.png') for x, s in (('learning', ''), ('level', 's'))
+  ]
   assert plots.main(['plotting']) == 2
 
 

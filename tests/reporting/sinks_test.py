@@ -15,10 +15,13 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
   )
   writer.write(
     record.Status(
-      record=made, bottleneck='none', total_frames=9, environment_steps=3,
+      record=made,
+      bottleneck='none',
+      total_frames=9,
+      environment_steps=3,
       peers=[record.Heard('actor', 2, 0.5)],
     )
-  )  # fmt: skip
+  )
   writer.close()
   lines = tmp_path / 'metrics.jsonl'
   lines.write_text(lines.read_text() + '{"frames": 2, "lo')
@@ -28,6 +31,9 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
   assert not line.keys() & {'level_returns', 'metrics', 'episode_return', 'score/'}
   status = json.loads((tmp_path / 'status.json').read_text())
   assert status == {
-    **line, 'bottleneck': 'none', 'total_frames': 9, 'environment_steps': 3,
+    **line,
+    'bottleneck': 'none',
+    'total_frames': 9,
+    'environment_steps': 3,
     'peers': [{'role': 'actor', 'index': 2, 'silent_seconds': 0.5}],
-  }  # fmt: skip
+  }

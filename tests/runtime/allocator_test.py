@@ -25,7 +25,9 @@ with open('/proc/self/statm') as f:
 def test_what_is_freed_stays_with_the_process(keep):
   done = subprocess.run(
     [sys.executable, '-c', _SCRIPT, 'keep' if keep else 'leave'],
-    capture_output=True, text=True, timeout=60,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
   assert done.returncode == 0, done.stderr
   assert (int(done.stdout) > 256) == keep

@@ -72,9 +72,11 @@ def test_a_role_that_starts_again_compiles_nothing_anew(tmp_path):
     run_directory.create(dataclasses.replace(config, seed=number), str(run_dir))
     done = subprocess.run(
       [sys.executable, '-m', 'impala_jax.distributed.roles.run', 'all'],
-      env={**environment, 'IMPALA_RUN_DIR': str(run_dir)}, capture_output=True,
-      text=True, timeout=300,
-    )  # fmt: skip
+      env={**environment, 'IMPALA_RUN_DIR': str(run_dir)},
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return {p.name for p in place.iterdir() if p.name.endswith('-cache')}
 

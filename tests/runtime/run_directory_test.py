@@ -37,8 +37,9 @@ def test_the_first_reason_of_an_end_stands(tmp_path):
   run.end('failed', 'no such game')
   run.end('stopped')
   assert (run.how_ended()['reason'], run.how_ended()['cause']) == (
-    'failed', 'no such game',
-  )  # fmt: skip
+    'failed',
+    'no such game',
+  )
 
 
 def test_a_new_launch_keeps_incarnations_alone(tmp_path):

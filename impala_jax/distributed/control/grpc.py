@@ -90,8 +90,10 @@ class Server:
     with self._lock:
       if self._serialised[0] != version:
         message = {
-          'version': version, 'params': params, 'learner': self._control.identity
-        }  # fmt: skip
+          'version': version,
+          'params': params,
+          'learner': self._control.identity,
+        }
         self._serialised = (version, serialization.msgpack_serialize(message))
       return self._serialised[1]
 

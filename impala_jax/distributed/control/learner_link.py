@@ -245,8 +245,11 @@ class _Connection(Generic[_T]):
       self._pause = 0.0  # A full queue: the learner has answered.
       raise
     except (
-      transport.TransportError, tls_tunnel.TunnelError, run_keys.KeysError, OSError
-    ) as e:  # fmt: skip
+      transport.TransportError,
+      tls_tunnel.TunnelError,
+      run_keys.KeysError,
+      OSError,
+    ) as e:
       self.close()
       self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
       # Not a thousand actors at the same moment.

@@ -1,8 +1,8 @@
 """Several learner processes that update as one: they join, keep step, and end together.
 
 `jax.distributed` joins their devices. Beside it each learner has a connection to
-learner 0, over which this one hears before every update that all have their share of
-the batch, and that nobody wants to stop; only then does it say go. So no learner enters a
+learner 0. Over these it hears before every update that all have their share of the
+batch, and that nobody wants to stop; only then does it say go. So no learner enters a
 collective that another will not enter, all carry out the same number of updates, and
 one that starves or stops holds nobody in a collective. The word for the next update
 travels while the device works on this one.

@@ -167,9 +167,12 @@ class Batcher:
       if session.waiting is not None:
         raise inference_wire.WireError('a request of this client is under way already')
       session.waiting = _Waiting(
-        session, session.slots[ids], request, time.monotonic(),
+        session,
+        session.slots[ids],
+        request,
+        time.monotonic(),
         concurrent.futures.Future(),
-      )  # fmt: skip
+      )
       self._queue.append(session.waiting)
       self._lock.notify_all()
       return session.waiting.future

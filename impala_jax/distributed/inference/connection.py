@@ -62,8 +62,10 @@ class Connection:
       Refused: see there.
     """
     message = {
-      'client': client, 'environments': environments, 'form': self._wire.fingerprint
-    }  # fmt: skip
+      'client': client,
+      'environments': environments,
+      'form': self._wire.fingerprint,
+    }
     return msgpack.unpackb(self._call(JOIN, msgpack.packb(message), self._timeout))
 
   def step(self, request: inference_wire.Request) -> policy_lib.Decision:

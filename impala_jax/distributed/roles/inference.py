@@ -55,9 +55,12 @@ def run(
     room = config.inference_environments
     seed = registry.random_seed(config.seed, _SEEDS + index, incarnation)
     policy = device_policy.DevicePolicy(
-      parts.agent, room, inference_batcher.batch_sizes(config.inference.max_batch),
-      device=device, seed=seed,
-    )  # fmt: skip
+      parts.agent,
+      room,
+      inference_batcher.batch_sizes(config.inference.max_batch),
+      device=device,
+      seed=seed,
+    )
     following = _Following(parts, policy, link, here, should_stop)
     while not following.renew(first=True):
       if following.stopping():

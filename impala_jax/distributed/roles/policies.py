@@ -32,12 +32,15 @@ def local(
   """
   config = parts.config
   return policy_lib.Local(
-      parts.agent, source, config.actor.envs_per_actor,
-      unroll_length=config.actor.unroll_length,
-      seed=registry.random_seed(config.seed, index, incarnation),
-      batch=config.actor.inference_batch, max_lag=config.learner.max_policy_lag,
-      device=device_policy.device_for(config.actor.platform, index, 'actor.platform'),
-  )  # fmt: skip
+    parts.agent,
+    source,
+    config.actor.envs_per_actor,
+    unroll_length=config.actor.unroll_length,
+    seed=registry.random_seed(config.seed, index, incarnation),
+    batch=config.actor.inference_batch,
+    max_lag=config.learner.max_policy_lag,
+    device=device_policy.device_for(config.actor.platform, index, 'actor.platform'),
+  )
 
 
 def remote(

@@ -37,17 +37,19 @@ _TURNS = tuple(_turn(p) for p in (-10, 10, -60, 60))
 _FORWARD_TURNS = tuple(_turn(p, 1) for p in (-10, 10, -60, 60))
 
 _SETS: dict[str, tuple[Row, ...]] = {
-  'default': (
-    *_MOVES, _turn(-20), _turn(20), _turn(-20, 1), _turn(20, 1), _FIRE
-  ),
-  'extended': (
-    *_MOVES, *_TURNS, _tilt(10), _tilt(-10), *_FORWARD_TURNS, _FIRE
-  ),
+  'default': (*_MOVES, _turn(-20), _turn(20), _turn(-20, 1), _turn(20, 1), _FIRE),
+  'extended': (*_MOVES, *_TURNS, _tilt(10), _tilt(-10), *_FORWARD_TURNS, _FIRE),
   'extended_large': (
-    *_MOVES, *_TURNS, _tilt(10), _tilt(-10), _tilt(60), _tilt(-60),
-    *_FORWARD_TURNS, _FIRE,
+    *_MOVES,
+    *_TURNS,
+    _tilt(10),
+    _tilt(-10),
+    _tilt(60),
+    _tilt(-60),
+    *_FORWARD_TURNS,
+    _FIRE,
   ),
-}  # fmt: skip
+}
 
 
 def names() -> tuple[str, ...]:

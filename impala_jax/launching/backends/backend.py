@@ -256,8 +256,8 @@ def run_command(
     )
   try:
     done = subprocess.run(
-        argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-    )  # fmt: skip
+      argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+    )
   except subprocess.TimeoutExpired:
     raise BackendError(f'{argv[0]} did not answer within {timeout:.0f} s') from None
   if done.returncode != 0:

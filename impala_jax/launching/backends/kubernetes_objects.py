@@ -29,8 +29,10 @@ def problems(program: program_lib.Program) -> list[str]:
     if role.replicas > _MAX_COMPLETIONS
   ]
   if len(program.config) > _MAX_CONFIG:
-    found.append(f'the configuration has {len(program.config)} bytes: a ConfigMap '
-                 f'holds {_MAX_CONFIG}')  # fmt: skip
+    found.append(
+      f'the configuration has {len(program.config)} bytes: a ConfigMap '
+      f'holds {_MAX_CONFIG}'
+    )
   return found
 
 

@@ -31,8 +31,10 @@ class Local(backend.Backend):
   name = 'local'
 
   def render(self, program: program_lib.Program) -> dict[str, str]:
-    lines = ['#!/bin/sh', *(f'export {k}={shlex.quote(v)}' for k, v in
-             self._environment(program).items())]  # fmt: skip
+    lines = [
+      '#!/bin/sh',
+      *(f'export {k}={shlex.quote(v)}' for k, v in self._environment(program).items()),
+    ]
     lines += [f'{shlex.join(c)} &' for c in self.commands(program)]
     return {'plan.sh': '\n'.join([*lines, 'wait', ''])}
 

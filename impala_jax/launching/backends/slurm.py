@@ -151,9 +151,10 @@ def _sbatch(program: program_lib.Program, name: str) -> str:
 
 def _max_array_size() -> int:
   match = re.search(
-    r'^MaxArraySize\s*=\s*(\d+)', backend.run_command(['scontrol', 'show', 'config']),
+    r'^MaxArraySize\s*=\s*(\d+)',
+    backend.run_command(['scontrol', 'show', 'config']),
     re.MULTILINE,
-  )  # fmt: skip
+  )
   return int(match.group(1)) if match else _DEFAULT_MAX_ARRAY
 
 

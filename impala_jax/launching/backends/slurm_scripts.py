@@ -140,9 +140,12 @@ def _command(
       settings, index_from='SLURM_PROCID', once=True, essential=False, max_restarts=0
     )
     gang = [
-        'srun', f'--ntasks={nodes}', f'--cpus-per-task={role.resources.cpus}',
-        '--kill-on-bad-exit=1', *supervision.command(python, each),
-    ]  # fmt: skip
+      'srun',
+      f'--ntasks={nodes}',
+      f'--cpus-per-task={role.resources.cpus}',
+      '--kill-on-bad-exit=1',
+      *supervision.command(python, each),
+    ]
     settings = dataclasses.replace(
       settings,
       role=f'{role.name}-gang',

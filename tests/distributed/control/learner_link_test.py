@@ -85,9 +85,12 @@ class Learner:
     self._log = open(run_dir / f'learner-{version}.log', 'wb')  # noqa: SIM115
     self.process = subprocess.Popen(
       [sys.executable, '-c', _LEARNER, str(run_dir), str(version), str(batches)],
-      env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-      stderr=self._log, text=True,
-    )  # fmt: skip
+      env=environment,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._log,
+      text=True,
+    )
     self.rows = []  # (sequence, version)
     self.counts = [0, 0, 0, 0]  # Of `_LEARNER`.
     self._thread = threading.Thread(target=self._listen, daemon=True)

@@ -21,10 +21,12 @@ def run_gang(run_dir, devices: int, count: int = 2) -> list[subprocess.Popen[str
     subprocess.Popen(
       [sys.executable, '-m', 'tests.gang_process', run_dir, str(devices), str(UPDATES)],
       env={**os.environ, 'IMPALA_COUNT': str(count), 'IMPALA_INDEX': str(index)},
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
     )
     for index in range(count)
-  ]  # fmt: skip
+  ]
 
 
 @pytest.mark.parametrize('devices', [1, 2])
@@ -87,9 +89,12 @@ def test_a_configuration_becomes_parts_without_touching_a_device(tmp_path):
     'print(jax.devices())'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, check=False,
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=False,
     timeout=120,
-  )  # fmt: skip
+  )
   # Had a device been in use, that late change would have had no effect.
   assert done.returncode == 1
   assert 'nowhere' in done.stderr

@@ -31,9 +31,12 @@ def _counting_agent():
     count = jnp.where(first, 0, state['count']) + 1
     logits = jnp.zeros((len(count), 5)) + timestep.observation[:, :1]
     return agent_lib.AgentStep(
-      timestep.observation[:, 0] % 5, count.astype(jnp.float32) + params['zero'],
-      logits, count, {'count': count},
-    )  # fmt: skip
+      timestep.observation[:, 0] % 5,
+      count.astype(jnp.float32) + params['zero'],
+      logits,
+      count,
+      {'count': count},
+    )
 
   initial = lambda b: {'count': jnp.full(b, 100, jnp.int32)}
   return agent_lib.Agent(lambda key: {}, initial, None, step, step)

@@ -82,9 +82,12 @@ def test_a_request_and_its_answer_arrive_as_they_are(agent):
     agent.initial_state(1),
   )
   decision = policy_lib.Decision(
-    np.array([1, 3, 0], np.int32), np.zeros(3, np.float32),
-    np.ones((3, 4), np.float32), state, 12,
-  )  # fmt: skip
+    np.array([1, 3, 0], np.int32),
+    np.zeros(3, np.float32),
+    np.ones((3, 4), np.float32),
+    state,
+    12,
+  )
   found = wire.read_reply(wire.pack_reply(77, decision), 3, 2)
   jax.tree.map(np.testing.assert_array_equal, decision, found)
   with pytest.raises(inference_wire.WireError, match='expected 3, 1'):
@@ -123,11 +126,14 @@ def test_bad_requests_are_refused_and_harm_nobody(served):
     assert status == _REFUSED
     assert words in found
   for message in (
-    b'', b'\xc1', msgpack.packb([1]), msgpack.packb({'client': 'x'}),
+    b'',
+    b'\xc1',
+    msgpack.packb([1]),
+    msgpack.packb({'client': 'x'}),
     msgpack.packb({'client': 'x', 'environments': 'many', 'form': 1}),
     msgpack.packb({'client': 'x', 'environments': 2, 'form': 1}),
     msgpack.packb({'client': 'x', 'environments': -2, 'form': served.wire.fingerprint}),
-  ):  # fmt: skip
+  ):
     assert raw.ask(_JOIN, message)[0] == _REFUSED
   assert raw.ask(77, b'') == (_REFUSED, 'a message of the kind 77')
   assert raw.ask(_LEAVE, b'')[0] == _REFUSED

@@ -101,8 +101,10 @@ class Place:
     humble = ['setpriv', '--bounding-set=-all', '--inh-caps=-all']
     child = self.server.popen(
       [*(humble if 'device' in args else []), sys.executable, '-c', code, *args],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
     try:
       yield child
     finally:

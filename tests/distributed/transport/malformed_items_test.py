@@ -89,8 +89,10 @@ def _send(port: int, request: bytes) -> None:
 def learner():
   child = subprocess.Popen(
     [sys.executable, '-c', _LEARNER],
-    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-  )  # fmt: skip
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  )
   yield child
   child.kill()
   child.communicate()

@@ -103,9 +103,8 @@ def test_instructions_come_as_ids_of_the_level_that_has_them():
 def test_evaluation_plays_the_test_versions():
   config = make_config('rooms_collect_good_objects_train', 'rooms_watermaze')
   names = lambda evaluation: [
-    engine.kwargs['level']
-    for engine in pool_of(config, evaluation)._specs
-  ]  # fmt: skip
+    engine.kwargs['level'] for engine in pool_of(config, evaluation)._specs
+  ]
   assert names(False) == ['rooms_collect_good_objects_train', 'rooms_watermaze']
   assert names(True) == ['rooms_collect_good_objects_test', 'rooms_watermaze']
   # The engine lets only evaluations play it.

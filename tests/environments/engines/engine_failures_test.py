@@ -350,8 +350,10 @@ def test_the_end_of_the_parent(how):
   what = how if how in ('exit', 'close') else 'wait'
   parent = subprocess.Popen(
     [sys.executable, '-m', f'{engines.MODULE}', what],
-    cwd=ROOT, stdout=subprocess.PIPE, text=True,
-  )  # fmt: skip
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
   try:
     *numbers, directory = parent.stdout.readline().split()
     pids = [int(x) for x in numbers]

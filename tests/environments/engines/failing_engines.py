@@ -310,9 +310,12 @@ def act(pool, env_ids, action=0):
 def make_and_wait(how):
   """The main of a process that a test kills: says when its engines run, then waits."""
   made = pool(
-    [spec('messy', env_id=0), spec('messy', sessions=(False, True)),
-     spec('failing', how='hang', at=(0, 1))]
-  )  # fmt: skip
+    [
+      spec('messy', env_id=0),
+      spec('messy', sessions=(False, True)),
+      spec('failing', how='hang', at=(0, 1)),
+    ]
+  )
   made.reset(0)
   seen = set()
   while len(seen) < 3:
