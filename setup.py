@@ -57,7 +57,7 @@ EXTRAS |= {name: [f'jax[{name}]'] for name in ('cuda12', 'cuda13', 'tpu')}
 
 setuptools.setup(
   name='impala_jax',
-  version='0.1.0',
+  version='0.2.0',
   description='IMPALA (V-trace) in JAX: from a laptop to a thousand actors.',
   author='The impala_jax authors',
   license='Apache-2.0',

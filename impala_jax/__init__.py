@@ -6,7 +6,7 @@ launcher need not load JAX.
 
 TYPE_CHECKING = False  # As `typing` has it, without the import.
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # Where each name of the public face lives; a module where it is a module's own name.
 _EXPORTS = {
