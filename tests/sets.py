@@ -32,38 +32,44 @@ def pytest_collection_modifyitems(config, items):
 def reaches_jax(test: pathlib.Path) -> bool:
   """Whether JAX can be in what the tests of a file run."""
   seen: set[tuple[pathlib.Path, bool]] = set()
-  todo = [(test, True)]  # Files, and whether functions that import are called there.
+  todo = [(test, False)]  # Files, and whether all that they may import counts.
   while todo:
-    file, called = todo.pop()
-    if (file, called) in seen:
+    file, whole = todo.pop()
+    if (file, whole) in seen:
       continue
-    seen.add((file, called))
+    seen.add((file, whole))
     imports, commands = _references(file)
-    imported = [i.module for i in imports if called or i.at_top]
+    if not whole and not file.is_relative_to(_TESTS):
+      imports = [i for i in imports if i.at_top]
+    imported = [i.module for i in imports]
     if any(name.split('.')[0] == 'jax' for name in [*imported, *commands]):
       return True
-    in_tests = file.is_relative_to(_TESTS)
-    todo += [(f, in_tests) for name in imported for f in _files(name)]
+    todo += [(f, whole) for name in imported for f in _files(name)]
     todo += [(f, True) for name in commands for f in _files(name)]
   return False
 
 
 @functools.cache
 def _references(file: pathlib.Path):
-  """(imports of a file, modules that its strings name)."""
-  imports = imports_test.read(file)
+  """(imports of a file, modules that it names besides)."""
+  imports, tree = imports_test.read(file), ast.parse(file.read_text())
   if file.name == '__init__.py':
-    return imports, []  # The public names, which load their modules when they are used.
-  tree = ast.parse(file.read_text())
+    # Its names load on use, and what stands below an `if` is for type checkers.
+    lines = {node.lineno for node in tree.body}
+    return [i for i in imports if i.lineno in lines], []
   prose = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr)}
   strings = [
     n.value
     for n in ast.walk(tree)
     if isinstance(n, ast.Constant) and isinstance(n.value, str) and n not in prose
   ]
-  if file.is_relative_to(_TESTS):  # Where a string may be a script.
-    return imports, [name for s in strings for name in _MODULE.findall(s)]
-  return imports, [s for s in strings if _MODULE.fullmatch(s)]
+  if not file.is_relative_to(_TESTS):
+    return imports, [s for s in strings if _MODULE.fullmatch(s)]
+  # A string of a test may be a script; and the public face leads anywhere.
+  names = [name for s in strings for name in _MODULE.findall(s)]
+  plain = [n for n in ast.walk(tree) if isinstance(n, ast.Import)]
+  face = any(alias.name == 'impala_jax' for n in plain for alias in n.names)
+  return imports, names + ['jax'] * face
 
 
 def _files(name: str) -> list[pathlib.Path]:
