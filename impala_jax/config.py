@@ -567,7 +567,7 @@ def from_dict(data: Any) -> Config:
       continue
     try:
       section = settings.from_dict(
-        _settings_of(name, suite), data[name], f'{name}.', found
+        _settings_of(name, suite, f'{name}.*'), data[name], f'{name}.', found
       )
       config = dataclasses.replace(config, suite_settings=section)
     except ConfigError as e:
@@ -599,25 +599,30 @@ def _assign(config: Config, name: str, text: str) -> Config:
     return config
   # The name of a suite may have dots.
   prefix = f'{suite}.' if name.startswith(f'{suite}.') else f'{section}.'
-  kind = _settings_of(prefix[:-1], suite)
+  kind = _settings_of(prefix[:-1], suite, name)
+  if name == prefix[:-1]:
+    raise ConfigError(f'{name} is a section: write {name}.field=value')
   changed = settings.assign(
     config.of_suite(kind), name.removeprefix(prefix), text, prefix
   )
   return dataclasses.replace(config, suite_settings=changed)
 
 
-def _settings_of(section: str, suite: str) -> type[settings.Section]:
-  """The settings of the run's suite, where `section` is its name."""
+def _settings_of(section: str, suite: str, name: str) -> type[settings.Section]:
+  """The settings of the run's suite, where `section` is its name.
+
+  Raises:
+    ConfigError: it is not, so there is no setting `name`.
+  """
   if section == suite:
     kind = suites.settings_of(suite)
     if kind is not None:
       return kind
     suites.find(suite)  # Raises where it is not known.
-    raise ConfigError(f'unknown settings {section}.*: that suite has none')
+    raise ConfigError(f'unknown setting {name}: the suite {suite} has none')
   if section in suites.names():
-    raise ConfigError(f'{section}.* has no effect: environment.suite is {suite!r}')
-  sections = [*settings.kinds(Config), suite]
-  raise ConfigError(settings.unknown(section, '', sections))
+    raise ConfigError(f'{name} has no effect: environment.suite is {suite!r}')
+  raise ConfigError(settings.unknown(name, '', [*settings.kinds(Config), suite]))
 
 
 def _suite_part(config: Config) -> list[tuple[settings.Section, str]]:

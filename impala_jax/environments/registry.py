@@ -176,9 +176,7 @@ def check(config: config_lib.Config) -> None:
     config.ConfigError: lists every level that does not exist, and every impossible
       setting of the suite.
   """
-  problem = find(config.environment.suite).problem
-  levels = [problem(x) for x in config.environment.levels] if problem else []
-  found = config_lib.suite_problems(config) + [x for x in levels if x]
+  found = config_lib.suite_problems(config) + _level_problems(config)
   if found:
     raise config_lib.ConfigError('\n'.join(found))
 
@@ -187,30 +185,30 @@ def resolve(config: config_lib.Config, elsewhere: bool = False) -> config_lib.Co
   """The configuration as it can be run; for launchers, before anything starts.
 
   Groups of levels become their levels, and levels that lack their data are left out
-  where the suite has a setting that says so.
+  where the suite has a setting that says so. Impossible settings of the suite are for
+  `config.validate` to name with all others, unless something is missing here.
 
   Args:
     config: the run.
     elsewhere: it is run by other machines, so the suite need not be installed here.
 
   Raises:
-    config.ConfigError: what is missing, and how to get it; impossible settings of the
-      suite; levels that do not exist.
+    config.ConfigError: what is missing, and how to get it; levels that do not exist.
   """
   suite = find(config.environment.suite)
   if not elsewhere and (text := missing(config.environment.suite)):
     raise config_lib.ConfigError(text)
-  found = config_lib.suite_problems(config)
-  if suite.resolve is not None:
-    try:
+  found = []
+  try:
+    if suite.resolve is not None:
       config = suite.resolve(config)
-    except config_lib.ConfigError as e:
-      found.append(str(e))
+    # Some suites ask their engine which levels there are.
+    with contextlib.suppress(*([ImportError] if elsewhere else [])):
+      found = _level_problems(config)
+  except config_lib.ConfigError as e:
+    found = [str(e)]
   if found:
-    raise config_lib.ConfigError('\n'.join(found))
-  # Some suites ask their engine which levels there are.
-  with contextlib.suppress(*([ImportError] if elsewhere else [])):
-    check(config)
+    raise config_lib.ConfigError('\n'.join(config_lib.suite_problems(config) + found))
   return config
 
 
@@ -246,6 +244,12 @@ def random_seed(seed: int, actor_id: int, incarnation: int = 0) -> int:
   """In [0, 2^31): differs between actors, and each time that one restarts."""
   draw = np.random.SeedSequence([seed, actor_id, incarnation]).generate_state(1)
   return int(draw[0]) % 2**31
+
+
+def _level_problems(config: config_lib.Config) -> list[str]:
+  problem = find(config.environment.suite).problem
+  levels = [problem(x) for x in config.environment.levels] if problem else []
+  return [x for x in levels if x]
 
 
 def _task(config: config_lib.Config, level: str) -> int:
