@@ -130,8 +130,8 @@ def _run(name: str, argv: Sequence[str], typed: Mapping[str, str]) -> int:
     if (e.name or 'impala_jax').partition('.')[0] == 'impala_jax':
       raise
     print(
-      f'impala_jax: {sys.executable} has no module {e.name!r}: use the Python of the '
-      'environment in which impala_jax is installed, or that `make setup` made',
+      f'impala_jax: {sys.executable} has no module {e.name!r}: install it there, or '
+      'use the Python where impala_jax and its extras are installed (`make setup`)',
       file=sys.stderr,
     )
     return 2

@@ -114,7 +114,10 @@ class Session:
     return event
 
   def finish(self, should_stop: Callable[[], bool]) -> None:
-    """Evaluates the newest checkpoint and writes videos and the learning curve."""
+    """Evaluates the newest checkpoint and writes videos and the learning curve.
+
+    What draws and films are extras: without them there are no pictures.
+    """
     policy = newest_policy(RunDirectory(self._run_dir).checkpoints)
     if policy is not None:
       logging.info('last evaluation of %s', policy.path)
@@ -123,19 +126,22 @@ class Session:
         for level in self._config.environment.levels:
           if not should_stop():
             self.video(level, policy.params, should_stop)
-    plots.learning_curve(self._run_dir)
-    plots.level_curves(self._run_dir)
+    try:
+      plots.learning_curve(self._run_dir)
+      plots.level_curves(self._run_dir)
+    except ImportError as e:
+      logging.warning('no learning curve: %s', e)
 
   def video(
     self, level: str, params: types.Nest, should_stop: Callable[[], bool]
   ) -> pathlib.Path | None:
-    """Films one episode; None where the suite has no pictures, or its engine fails."""
+    """Films one episode; None where there are no pictures, or the engine fails."""
     try:
       path = films.film(
           self._parts, params, level, self._run_dir, seed=self._config.seed + 31,
           greedy=self._config.evaluator.greedy, should_stop=should_stop,
       )  # fmt: skip
-    except (base.EngineError, TimeoutError) as e:
+    except (base.EngineError, TimeoutError, ImportError) as e:
       logging.warning('%s could not be filmed: %s', level, e)
       return None
     if path is not None:

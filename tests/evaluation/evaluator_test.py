@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import jax
 import numpy as np
@@ -122,6 +123,18 @@ def test_the_end_of_a_run(tmp_path, scored):
   (line,) = (tmp_path / 'evaluations.jsonl').read_text().splitlines()
   assert json.loads(line)['version'] == 4
   assert not list(tmp_path.glob('*.mp4'))
+
+
+def test_the_end_of_a_run_without_the_extras(tmp_path, monkeypatch, caplog):
+  """What it trained is not lost with what draws and films it."""
+  for name in ('matplotlib', 'imageio_ffmpeg'):
+    monkeypatch.setitem(sys.modules, name, None)
+  parts = _build('catch', ('catch',), episodes=1)
+  _save(tmp_path / 'checkpoints', 4, _params(parts))
+  evaluator.Session(parts, tmp_path).finish(lambda: False)
+  assert json.loads((tmp_path / 'evaluations.jsonl').read_text())['version'] == 4
+  assert 'could not be filmed: import of imageio_ffmpeg' in caplog.text
+  assert 'no learning curve: import of matplotlib' in caplog.text
 
 
 def test_a_film(tmp_path):
