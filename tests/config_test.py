@@ -396,3 +396,14 @@ def test_derived_numbers():
 def test_configurations_cannot_be_changed_in_place():
   with pytest.raises(dataclasses.FrozenInstanceError):
     config_lib.Config().seed = 2  # type: ignore[misc]
+
+
+def test_frames_count_repeats_and_the_last_update_reaches_the_total():
+  config = config_lib.Config(
+    environment=config_lib.Environment(action_repeat=4),
+    actor=config_lib.Actor(unroll_length=5),
+  )
+  for total, updates in ((1, 1), (40, 1), (41, 2), (80, 2)):
+    learner = config_lib.Learner(batch_size=2, total_frames=total)
+    sized = dataclasses.replace(config, learner=learner)
+    assert (sized.frames_per_update, sized.total_updates) == (40, updates)
