@@ -399,10 +399,8 @@ def test_configurations_cannot_be_changed_in_place():
 
 
 def test_frames_count_repeats_and_the_last_update_reaches_the_total():
-  config = config_lib.Config(
-    environment=config_lib.Environment(action_repeat=4),
-    actor=config_lib.Actor(unroll_length=5),
-  )
+  config = config_lib.Config(actor=config_lib.Actor(unroll_length=5))
+  assert config.action_repeat == 4
   for total, updates in ((1, 1), (40, 1), (41, 2), (80, 2)):
     learner = config_lib.Learner(batch_size=2, total_frames=total)
     sized = dataclasses.replace(config, learner=learner)
