@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from impala_jax.commands import main
 from impala_jax.reporting import plots
 
 pytest.importorskip('matplotlib')
@@ -56,18 +57,18 @@ def test_runs_that_have_just_begun(tmp_path, capsys):
   assert plots.level_curves(tmp_path) is None
   _write(tmp_path, ['pong', 'qbert'], count=0, evaluations=False)
   assert plots.level_curves(tmp_path) is None
-  assert plots.main(['plotting', str(tmp_path)]) == 1
+  assert main.main(['plot', str(tmp_path)]) == 1
   assert 'no finished episode' in capsys.readouterr().err
 
 
 def test_the_command(tmp_path, capsys):
   _write(tmp_path, ['pong', 'qbert'])
-  assert plots.main(['plotting', str(tmp_path)]) == 0
+  assert main.main(['plot', str(tmp_path)]) == 0
   printed = capsys.readouterr().out.split()
   assert printed == [
     str(tmp_path / f'{x}_curve{s}.png') for x, s in (('learning', ''), ('level', 's'))
   ]
-  assert plots.main(['plotting']) == 2
+  assert main.main(['plot']) == 2
 
 
 def test_numbers_in_short():
