@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from impala_jax import config as config_lib
-from impala_jax import configs
+from impala_jax import configs, suites
 from impala_jax.commands import arguments, listing, main
 from impala_jax.environments import registry
 from tests.environments.registry_test import make_counting
@@ -36,7 +36,7 @@ def test_suites_and_what_they_lack(shown, monkeypatch):
   lack = lambda name, *args: None if name in gone else real(name, *args)
   monkeypatch.setattr(importlib.util, 'find_spec', lack)
   text = '\n'.join(shown('suites'))
-  for suite in registry.suites():
+  for suite in suites.names():
     assert f'\n{suite}' in f'\n{text}'
   assert "pip install 'vizdoom" in text
   assert "pip install 'ale-py" in text
@@ -59,7 +59,7 @@ def test_every_level_that_is_listed_can_be_asked_for():
       if level in ('dmlab30', 'doom9'):  # Groups.
         continue
       environment = config_lib.Environment(suite=suite, levels=(level,))
-      registry.check_levels(config_lib.Config(environment=environment))
+      registry.check(config_lib.Config(environment=environment))
 
 
 def test_levels_of_all_suites(shown):
@@ -77,7 +77,7 @@ def test_a_suite_of_ones_own(monkeypatch):
     with pytest.raises(arguments.Mistake, match='takes any name'):
       main_list('levels', suite='mine')
   finally:
-    registry._suites.pop('mine')
+    suites._suites.pop('mine')
 
 
 def main_list(what, suite=None):
@@ -92,11 +92,16 @@ def test_every_setting_is_listed(shown):
     for name, kind in typing.get_type_hints(cls).items():
       if dataclasses.is_dataclass(kind):
         yield from leaves(kind, f'{prefix}{name}.')
-      else:
+      elif name != 'suite_settings':  # A section of the suite's name.
         yield f'{prefix}{name}'
 
   lines = shown('settings')
-  assert [line.split()[0] for line in lines[1:]] == list(leaves(config_lib.Config))
+  expected = list(leaves(config_lib.Config))
+  for suite in suites.names():
+    if (kind := suites.settings_of(suite)) is not None:
+      expected += leaves(kind, f'{suite}.')
+  assert [line.split()[0] for line in lines[1:]] == expected
+  assert 'atari.episodic_life' in expected
   (line,) = [x for x in lines if x.startswith('optimizer.max_grad_norm ')]
   assert line.split()[1:3] == ['float', '40.0']
 

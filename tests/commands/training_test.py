@@ -57,13 +57,14 @@ def test_flags_are_settings(run):
 
 
 def test_flags_of_dmlab30(run):
-  config = checked(
-    run, 'dmlab30', '--suite=doom', '--levels=basic,my_way_home', '--network=deep',
-    '--noskip_unavailable_levels',
-  )  # fmt: skip
+  doom = ['dmlab30', '--suite=doom', '--levels=basic,my_way_home', '--network=deep']
+  config = checked(run, *doom)
   assert config.name == 'doom'
   assert config.environment.levels == ('basic', 'my_way_home')
   assert config.network.torso == 'deep'
+  code, _, err = run(*doom, '--check', '--noskip_unavailable_levels')
+  assert code == 2
+  assert 'dmlab.skip_unavailable_levels has no effect: environment.suite is' in err
 
 
 def test_a_file_of_settings(run, place):
