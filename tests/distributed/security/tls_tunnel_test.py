@@ -239,7 +239,7 @@ def test_a_tunnel_that_dies_is_started_again(stack, folder, monkeypatch, caplog)
   assert 'stunnel ended and is started again' in caplog.text
   server.check()
   # Not for ever.
-  monkeypatch.setattr(tls_tunnel, '_DEATHS', 1)
+  monkeypatch.setattr(tls_tunnel, '_MAX_RESTARTS', 0)
   server.close()
   client.close()
   doomed = tls_tunnel.Client(client_of(folder), 'localhost:9')
