@@ -33,6 +33,15 @@ def pytest_collection_modifyitems(config, items):
       item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
+def pytest_collection_finish(session):
+  """Refuses a pytest-xdist whose groups do nothing: some tests must run apart."""
+  if not getattr(session.config.option, 'loadgroup', False):
+    return
+  for item in session.items:
+    if item.get_closest_marker('xdist_group') and '@' not in item.nodeid:
+      raise pytest.UsageError('this pytest-xdist has no effect on this pytest')
+
+
 @pytest.fixture(scope='session', autouse=True)
 def compilations(tmp_path_factory):
   """Processes that tests start share what they compile; the tests' own does not."""
