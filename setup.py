@@ -41,8 +41,8 @@ EXTRAS = {
     'mypy>=1.10',
     'packaging>=23',
     'pip>=24',
-    # pytest-xdist 3.8 puts its groups into an attribute that pytest 9.2 has no more: all
-    # tests would be dealt out singly, without a word.
+    # pytest-xdist 3.8 puts its groups into an attribute that pytest 9.2 has no more:
+    # all tests would be dealt out singly, without a word.
     'pytest>=8,<9.2',
     'pytest-timeout>=2.3',
     'pytest-xdist>=3.6',
