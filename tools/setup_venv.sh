@@ -81,6 +81,8 @@ explain() {
     "($(uname -sm)); see $log"
 }
 
+export UV_NO_WRAP=1 # Or a cause is cut into lines, of which one is not enough.
+
 # Runs an installer; its words go to the log, and to the screen if there is one.
 install() {
   if [ -t 1 ]; then

@@ -131,7 +131,11 @@ class Cluster:
 
   def running(self) -> list[str]:
     """Command lines of the jobs' processes, for a test that none is left."""
-    return [' '.join(p.cmdline()) for p in self._ours()]
+    found = []
+    for process in self._ours():
+      with contextlib.suppress(psutil.NoSuchProcess):  # It has ended meanwhile.
+        found.append(' '.join(process.cmdline()))
+    return found
 
   def _start(self, name: str, argv: list[str]) -> None:
     with open(self.folder / f'{name}.out', 'ab') as out:
