@@ -148,7 +148,9 @@ class Client:
     try:
       config = render_client(keys, path, address)
       self._process = _Process(
-        config, path.is_socket, before=lambda: path.unlink(missing_ok=True)
+        config,
+        lambda: _listens_at(path),
+        before=lambda: path.unlink(missing_ok=True),
       )
     except BaseException:
       self._folder.cleanup()
@@ -301,6 +303,18 @@ def _listens(port: int) -> bool:
         _, local, _, state, *_ = line.split()
         if state == listening and int(local.rpartition(':')[2], 16) == port:
           return True
+  return False
+
+
+def _listens_at(path: pathlib.Path) -> bool:
+  """The same of a Unix socket, whose file is there before anybody listens to it."""
+  accepts = '00010000'
+  with contextlib.suppress(OSError), open('/proc/self/net/unix') as lines:
+    next(lines)
+    for line in lines:
+      _, _, _, flags, _, _, _, *name = line.split(maxsplit=7)
+      if flags == accepts and name and name[0].rstrip('\n') == str(path):
+        return True
   return False
 
 

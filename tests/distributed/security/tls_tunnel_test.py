@@ -215,6 +215,17 @@ def test_unrolls_go_through(stack, folder):
     writer.write(contract.row(form, 20), 1.0)
 
 
+def test_the_file_of_a_socket_is_not_yet_a_listener(tmp_path):
+  path = tmp_path / 'a socket'
+  with socket.socket(socket.AF_UNIX) as made:
+    made.bind(str(path))
+    assert path.is_socket()
+    assert not tls_tunnel._listens_at(path)
+    made.listen()
+    assert tls_tunnel._listens_at(path)
+  assert not tls_tunnel._listens_at(path)
+
+
 def _stunnels() -> list[psutil.Process]:
   return [c for c in psutil.Process().children() if 'stunnel' in c.name()]
 
