@@ -31,6 +31,7 @@ from tests import actors, counting
 _T = 4
 _ACTIONS = 5
 _ENVS = 3
+_TASKS = (2, 0, 1)  # Of each environment.
 _VERSION_SCALE = 1000.0
 _HAVE_REVERB = importlib.util.find_spec('reverb') is not None
 
@@ -117,7 +118,7 @@ def _run(
 
   environment = vector.SequentialVector(
     [lambda i=i: make(i) for i in range(_ENVS)],
-    task_ids=[0, 1, 0],
+    task_ids=_TASKS,
     max_ready=inference_batch,
   )
   layout = _layout(environment.spec, logits=True)
@@ -168,7 +169,7 @@ def test_unrolls_say_exactly_what_happened(kind, inference_batch, lengths):
     for header, unroll in unrolls:
       assert int(header['actor_id']) == 7
       assert int(header['incarnation']) == 2
-      assert int(header['task_id']) == int(unroll.task_id) == env_id % 2
+      assert int(header['task_id']) == int(unroll.task_id) == _TASKS[env_id]
       _check_timesteps(environments[env_id], unroll)
       _check_decisions(env_id, header, unroll, taken)
       if previous is None:

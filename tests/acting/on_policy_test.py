@@ -21,9 +21,10 @@ from impala_jax.learning import learner as learner_lib
 from tests import actors
 
 _T = 4
-_ENVS = 3
-_READY = 2  # Environments that are served together.
-_UNROLLS = 12
+# Fewer are ready than there are, and fewer fit into a policy call: so unrolls begin at
+# any place of a call, and in some calls only.
+_ENVS, _READY, _ROWS = 5, 3, 2
+_UNROLLS = 15
 _ACTIONS = 5
 _FRAME = (20, 21, 1)
 
@@ -120,7 +121,7 @@ def test_without_lag_every_importance_ratio_is_1(network):
   queue = local_transport.LocalTransport(layout, _UNROLLS, _UNROLLS)
   actor = actors.make(
     agent, environments, layout, queue.writer(), _Fixed(params),
-    unroll_length=_T, inference_batch=_READY, send_logits=True,
+    unroll_length=_T, inference_batch=_ROWS, send_logits=True,
   )  # fmt: skip
   actor.run(max_unrolls=_UNROLLS)
   rows = jnp.asarray(queue.read(timeout=30).rows)
