@@ -24,7 +24,7 @@ _T = 4
 # Fewer are ready than there are, and fewer fit into a policy call: so unrolls begin at
 # any place of a call, and in some calls only.
 _ENVS, _READY, _ROWS = 5, 3, 2
-_UNROLLS = 15
+_UNROLLS = 30
 _ACTIONS = 5
 _FRAME = (20, 21, 1)
 

@@ -63,7 +63,7 @@ def _games(build, seed, index, incarnation):
   parts, policy = _policy(build, seed, index, incarnation)
   unrolls = _Unrolls()
   actor_role.drive(
-    parts, unrolls, policy, board.Control(), index, incarnation,
+    parts, unrolls, policy, board.Board(), index, incarnation,
     should_stop=lambda: len(unrolls.rows) >= _ENVS,
   )  # fmt: skip
   headers = parts.layout.header(np.stack(unrolls.rows))
