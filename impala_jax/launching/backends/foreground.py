@@ -5,6 +5,7 @@ by a thread of the launcher, in place of a process of its own. When the launcher
 so do they.
 """
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -87,9 +88,9 @@ class Foreground(backend.Backend):
       while any(thread.is_alive() for thread in threads):
         if signals.seen:
           run.end('stopped')
-        ended = bool(run.how_ended())
-        _end(processes, signals, failed=run.how_ended().get('reason') == 'failed')
-        show(run.read_status(), _phase(processes, ended))
+        ended = run.how_ended()
+        _end(processes, signals, failed=ended.get('reason') == 'failed')
+        show(run.read_status(), _phase(processes, bool(ended)))
         time.sleep(_TICK)
     return _verdict(run, processes)
 
@@ -125,14 +126,11 @@ class Foreground(backend.Backend):
   def _settings(
     self, program: program_lib.Program, role: program_lib.Role, index: int
   ) -> supervision.Settings:
-    python = self.options.python
-    settings = supervision.settings_of(program, role, python, index)
+    settings = supervision.settings_of(program, role, self.options.python, index)
     if settings.essential:
       return settings
     linger = settings.linger if role.name == 'evaluator' else _LEAVE
-    return supervision.settings_of(
-      program, role, python, index, linger=linger, grace=_GRACE
-    )
+    return dataclasses.replace(settings, linger=linger, grace=_GRACE)
 
 
 class _Signals:
