@@ -28,7 +28,7 @@ ConfigError = settings.ConfigError
 TORSOS = ('shallow', 'deep', 'nature', 'mlp')
 OPTIMIZERS = ('rmsprop', 'adam')
 SCHEDULES = ('linear', 'constant')
-TRANSPORTS = ('reverb', 'local')
+TRANSPORTS = ('reverb', 'tcp', 'local')
 DTYPES = ('float32', 'bfloat16')
 PLATFORMS = ('auto', 'cpu', 'gpu', 'tpu')
 
@@ -272,7 +272,8 @@ class Transport:
 
   kind: str = setting(
     'reverb',
-    "Unrolls travel between processes by Reverb, or within one process ('local').",
+    "Unrolls travel between processes by Reverb, or by TCP alone ('tcp'), or within "
+    "one process ('local').",
     one_of(TRANSPORTS),
   )
   queue_batches: int = setting(
@@ -286,7 +287,7 @@ class Transport:
   )
 
   def relations(self) -> Iterator[tuple[str, str]]:
-    if self.tls and self.kind != 'reverb':
+    if self.tls and self.kind == 'local':
       yield 'tls', f'has no meaning with transport.kind {self.kind!r}'
 
 
@@ -448,7 +449,7 @@ class Config:
 
   def _inference_relations(self) -> Iterator[tuple[str, str]]:
     inference, actor = self.inference, self.actor
-    if self.transport.kind != 'reverb':
+    if self.transport.kind == 'local':
       yield (
         'inference.servers',
         'servers are processes of their own, which transport.kind '

@@ -41,6 +41,7 @@ FLOORS = (
   ('environments.atari', 'environments.dmlab', 'environments.doom'),
   ('agents', 'configs', 'losses', 'optimizers'),
   ('distributed.security',),
+  ('distributed.connections',),
   ('distributed.transport',),
   ('distributed.control',),
   ('acting',),

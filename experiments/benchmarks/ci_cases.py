@@ -121,7 +121,7 @@ def _actor() -> tuple[Work, Work]:
 def _through(reader: transport.Reader, writer: transport.Writer) -> tuple[Work, Work]:
   batches, size = 4, 4
   sequence = 0
-  form = transport_benchmark.layout()
+  form = transport_benchmark.layout('dmlab')
   rows = transport_benchmark.make_rows(form, 'smooth')
 
   def work() -> None:
@@ -141,17 +141,25 @@ def _through(reader: transport.Reader, writer: transport.Writer) -> tuple[Work, 
 
 
 def _local() -> tuple[Work, Work]:
-  queue = local_transport.LocalTransport(transport_benchmark.layout(), 4, 8)
+  queue = local_transport.LocalTransport(transport_benchmark.layout('dmlab'), 4, 8)
   return _through(queue, queue.writer())
 
 
 def _reverb() -> tuple[Work, Work]:
   from impala_jax.distributed.transport import reverb as reverb_transport
 
-  form = transport_benchmark.layout()
+  form = transport_benchmark.layout('dmlab')
   reader = reverb_transport.ReverbReader(form, 4, 8)
   writer = reverb_transport.ReverbWriter(f'localhost:{reader.port}', form)
   return _through(reader, writer)
+
+
+def _tcp() -> tuple[Work, Work]:
+  from impala_jax.distributed.transport import tcp as tcp_transport
+
+  form = transport_benchmark.layout('dmlab')
+  reader = tcp_transport.TcpReader(form, 4, 8)
+  return _through(reader, tcp_transport.TcpWriter(reader.address, form))
 
 
 CASES = {
@@ -169,4 +177,5 @@ CASES = {
     _reverb,
     lambda: importlib.util.find_spec('reverb') is not None,
   ),
+  'tcp': Case('16 unrolls of 2.1 MB through the TCP transport', _tcp),
 }

@@ -49,6 +49,7 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--clients', type=int, default=1000)
+  parser.add_argument('--transport', choices=['reverb', 'tcp'], default='reverb')
   parser.add_argument('--processes', type=int, default=4, help='that hold the clients')
   parser.add_argument('--rate', type=float, default=100.0, help='unrolls/s of all')
   parser.add_argument('--envs', type=int, default=4, help='that a client stands for')
@@ -67,16 +68,17 @@ def main() -> int:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
-  layout = transport_benchmark.layout()
+  layout = transport_benchmark.layout('dmlab')
   params = fleet_learner.parameters()
   parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
   control = board.Board()
   me = psutil.Process()
   here = role_environment.RoleEnvironment()
-  with endpoints.serve(layout, args.batch, 2 * args.batch, control, here) as served:
-    reader, address = served
+  with endpoints.serve(
+    args.transport, layout, args.batch, 2 * args.batch, control, here
+  ) as (reader, address):
     learner = fleet_learner.Learner(reader, control, params, args)
-    _warm_up(address, layout, 12 * args.batch, learner)
+    _warm_up(args.transport, address, layout, 12 * args.batch, learner)
     before = _resources(me)
     started = time.monotonic()
     fleet = _start(args, address)
@@ -196,6 +198,7 @@ def _rates(window: dict[str, Any]) -> fleet_arithmetic.Window:
 
 
 def _warm_up(
+  kind: str,
   address: dict[str, str],
   layout: unroll_layout.UnrollLayout,
   unrolls: int,
@@ -204,8 +207,8 @@ def _warm_up(
   """Uses all that the servers use once, so that it does not count as a client's."""
   with contextlib.closing(endpoints.open_control(address['control'])) as client:
     client.fetch(-1)
-  with endpoints.open_writer(address['transport'], layout) as writer:
-    transport_benchmark.send(writer, unrolls, 'smooth')
+  with endpoints.open_writer(kind, address['transport'], layout) as writer:
+    transport_benchmark.send(writer, layout, unrolls, 'smooth')
   deadline = time.monotonic() + 60.0
   while learner.accepted.sum() < unrolls and time.monotonic() < deadline:
     time.sleep(0.1)
@@ -219,7 +222,8 @@ def _start(
   return [
     subprocess.Popen(
         [sys.executable, '-m', 'experiments.benchmarks.fleet_clients', json.dumps({
-            'address': address, 'first': int(share[0]), 'count': len(share),
+            'transport': args.transport, 'address': address,
+            'first': int(share[0]), 'count': len(share),
             'period': args.clients / args.rate, 'envs': args.envs,
         })],
         stdout=subprocess.PIPE, text=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'},

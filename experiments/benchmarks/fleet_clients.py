@@ -32,6 +32,7 @@ class Fleet:
   """The clients of one process.
 
   Args:
+    transport: by which unrolls travel.
     address: `control` and `transport` of the learner.
     first: index of the first client.
     count: how many.
@@ -40,12 +41,19 @@ class Fleet:
   """
 
   def __init__(
-    self, address: dict[str, str], first: int, count: int, period: float, envs: int
+    self,
+    transport: str,
+    address: dict[str, str],
+    first: int,
+    count: int,
+    period: float,
+    envs: int,
   ):
+    self._transport = transport
     self._address = address
     self._period = period
     self._envs = envs
-    self._layout = transport_benchmark.layout()
+    self._layout = transport_benchmark.layout('dmlab')
     self._content = transport_benchmark.make_rows(self._layout, 'smooth')[0]
     self._rows: queue.LifoQueue[np.ndarray] = queue.LifoQueue()
     self._stop = threading.Event()
@@ -79,9 +87,7 @@ class Fleet:
         contextlib.closing(endpoints.open_control(self._address['control']))
       )
       writer = stack.enter_context(
-        endpoints.open_writer(
-          own_address(self._address['transport'], index), self._layout
-        )
+        endpoints.open_writer(self._transport, self._own_address(index), self._layout)
       )
       reporter = reporter_lib.Reporter(
         client, 'actor', index, 1, fleet_arithmetic.REPORT_INTERVAL
@@ -120,6 +126,10 @@ class Fleet:
       left = 1.0 if self.silent else due - time.monotonic()
       if left <= 0 or self._stop.wait(min(left, 1.0)):
         return
+
+  def _own_address(self, index: int) -> str:
+    address = self._address['transport']
+    return own_address(address, index) if self._transport == 'reverb' else address
 
   @contextlib.contextmanager
   def _row(self) -> Any:

@@ -14,7 +14,6 @@ from impala_jax import types
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed.control import protocol as control_lib
 from impala_jax.distributed.transport import protocol as transport
-from impala_jax.distributed.transport import reverb as reverb_transport
 from impala_jax.learning import learner as learner_lib
 
 
@@ -23,7 +22,7 @@ class Learner:
 
   def __init__(
     self,
-    reader: reverb_transport.ReverbReader,
+    reader: transport.Reader,
     control: control_lib.Control,
     params: types.Nest,
     args: argparse.Namespace,

@@ -1,13 +1,15 @@
 """What one unroll costs on its way from an actor to the learner.
 
-  python -m experiments.benchmarks.transport_benchmark --transport both
+  python -m experiments.benchmarks.transport_benchmark --transports reverb tcp
 
-Each unroll is that of 100 steps of DeepMind Lab (101 frames of 72 x 96 x 3, 2.1 MB).
-Two synthetic contents: `smooth`, gradients that scroll with a 24 x 24 sprite of noise
-moving over them, which compresses well; `noise`, random bytes, which does not
-compress at all. How well real frames compress was not compared.
+Three sizes of unrolls: `dmlab`, 100 steps of DeepMind Lab (101 frames of 72 x 96 x 3,
+2.1 MB); `atari`, 20 steps of Atari (84 x 84 frames, 150 kB); `vector`, 20 steps of 16
+numbers (2 kB). Two synthetic contents: `smooth`, gradients that scroll with a 24 x 24
+sprite of noise moving over them, which compresses well; `noise`, random bytes, which
+does not compress at all. How well real frames compress was not compared.
 
-Prints one JSON object. CPU times are those of the whole process divided by the
+Transports are measured in turn, each round in processes of its own. Prints one JSON
+object. CPU times are those of the whole process divided by the
 unrolls: `read` holds the server and verifies checksums, `write` is a process of
 its own (for `local`, reader and writer are threads of one process). Sealing a row
 is the actor's work and left out.
@@ -22,28 +24,37 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 
 from impala_jax import types, unroll_layout
+from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import local as local_transport
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.runtime import versions
 
-_HEIGHT, _WIDTH, _STEPS = 72, 96, 100
+# Shape and dtype of an observation, steps, and size of the recurrent state.
+_SIZES: dict[str, tuple[tuple[int, ...], type, int, int]] = {
+  'dmlab': ((72, 96, 3), np.uint8, 100, 256),
+  'atari': ((84, 84, 1), np.uint8, 20, 0),
+  'vector': ((16,), np.float32, 20, 0),
+}
 _SPRITE = 24
+_TRANSPORTS = ('local', 'reverb', 'tcp')
 _DISTINCT = 4  # Different unrolls that are sent in turn.
+# What is measured in a process of its own, and what writes to it.
+_OURS = [sys.executable, '-m', 'experiments.benchmarks.transport_benchmark']
 
 
-def layout() -> unroll_layout.UnrollLayout:
-  state = types.ArraySpec((256,), np.dtype(np.float32))
+def layout(size: str) -> unroll_layout.UnrollLayout:
+  shape, dtype, steps, state = _SIZES[size]
+  part = types.ArraySpec((state,), np.dtype(np.float32))
   return unroll_layout.UnrollLayout(
     unroll_layout.unroll_spec(
-      types.EnvironmentSpec(
-        types.ArraySpec((_HEIGHT, _WIDTH, 3), np.dtype(np.uint8)), num_actions=9
-      ),
-      agent_state=(state, state),
-      unroll_length=_STEPS,
+      types.EnvironmentSpec(types.ArraySpec(shape, np.dtype(dtype)), num_actions=9),
+      agent_state=(part, part) if state else (),
+      unroll_length=steps,
     )
   )
 
@@ -56,26 +67,37 @@ def make_rows(form: unroll_layout.UnrollLayout, content: str) -> np.ndarray:
     rows[:] = rng.integers(0, 256, rows.shape, dtype=np.uint8)
     return rows
   rows[:] = 0
-  y, x = np.mgrid[0:_HEIGHT, 0:_WIDTH]
-  room = np.stack([1.2 * x + 40, 1.5 * y + 30, 0.7 * (x + y) + 60], -1)
   for row in rows:
     views = form.views(row)
-    sprite = rng.integers(0, 256, (_SPRITE, _SPRITE, 3), dtype=np.uint8)
-    start = int(rng.integers(_WIDTH))
-    for t, frame in enumerate(views.timestep.observation):
-      frame[...] = np.roll(room, start + t, axis=1)
-      i, j = 7 * t % (_HEIGHT - _SPRITE), 5 * t % (_WIDTH - _SPRITE)
-      frame[i : i + _SPRITE, j : j + _SPRITE] = sprite
-    views.timestep.reward[...] = rng.random(_STEPS + 1)
-    views.behaviour_log_prob[...] = -rng.random(_STEPS)
+    if views.timestep.observation.ndim == 4:
+      _draw(views.timestep.observation, rng)
+    else:
+      views.timestep.observation[...] = rng.normal(
+        size=views.timestep.observation.shape
+      )
+    views.timestep.reward[...] = rng.random(views.timestep.reward.shape)
+    views.behaviour_log_prob[...] = -rng.random(views.behaviour_log_prob.shape)
     for state in views.agent_state:
       state[...] = rng.normal(size=state.shape)
   return rows
 
 
-def send(writer: transport.Writer, number: int, content: str) -> None:
+def _draw(frames: np.ndarray, rng: np.random.Generator) -> None:
+  _, height, width, channels = frames.shape
+  y, x = np.mgrid[0:height, 0:width]
+  room = np.stack([1.2 * x + 40, 1.5 * y + 30, 0.7 * (x + y) + 60], -1)
+  sprite = rng.integers(0, 256, (_SPRITE, _SPRITE, channels), dtype=np.uint8)
+  start = int(rng.integers(width))
+  for t, frame in enumerate(frames):
+    frame[...] = np.roll(room[..., :channels], start + t, axis=1)
+    i, j = 7 * t % (height - _SPRITE), 5 * t % (width - _SPRITE)
+    frame[i : i + _SPRITE, j : j + _SPRITE] = sprite
+
+
+def send(
+  writer: transport.Writer, form: unroll_layout.UnrollLayout, number: int, content: str
+) -> None:
   """Seals and writes `number` unrolls."""
-  form = layout()
   rows = make_rows(form, content)
   for i in range(number):
     row = rows[i % _DISTINCT]
@@ -92,13 +114,14 @@ def receive(reader: transport.Reader, number: int) -> tuple[float, float]:
   return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def bench_local(batch: int, batches: int, repeats: int, content: str) -> dict:
-  form = layout()
+def bench_local(args: argparse.Namespace) -> dict:
+  form, batch = layout(args.size), args.batch
+  batches, repeats = -(-args.unrolls // batch), args.repeats
   queue = local_transport.LocalTransport(form, batch, 2 * batch)
   warm_up = 8  # Until every slab was used.
   total = (warm_up + batches * repeats) * batch
   thread = threading.Thread(
-    target=send, args=(queue.writer(), total, content), daemon=True
+    target=send, args=(queue.writer(), form, total, args.content), daemon=True
   )
   thread.start()
   receive(queue, warm_up)
@@ -114,20 +137,40 @@ def bench_local(batch: int, batches: int, repeats: int, content: str) -> dict:
   }
 
 
-def bench_reverb(batch: int, batches: int, repeats: int, content: str) -> dict:
-  from impala_jax.distributed.transport import reverb as reverb_transport
+def network(kind: str) -> tuple[Any, Any]:
+  """The classes of reader and writer of a transport between processes."""
+  if kind == 'reverb':
+    from impala_jax.distributed.transport import reverb
 
-  reader = reverb_transport.ReverbReader(layout(), batch, 2 * batch)
+    return reverb.ReverbReader, reverb.ReverbWriter
+  from impala_jax.distributed.transport import tcp
+
+  return tcp.TcpReader, tcp.TcpWriter
+
+
+def _security(args: argparse.Namespace, name: str) -> dict[str, Any]:
+  return {'keys': run_keys.load(pathlib.Path(args.keys), name)} if args.keys else {}
+
+
+def bench_network(args: argparse.Namespace) -> dict:
+  form, batch = layout(args.size), args.batch
+  batches, repeats = -(-args.unrolls // batch), args.repeats
+  make, _ = network(args.transport)
+  reader = make(form, batch, 2 * batch, **_security(args, run_keys.LEARNER))
   warm_up = 2
   # The writer measures over all but its first batches; the queue keeps some.
   total = (warm_up + batches * repeats + 3) * batch
   writer = subprocess.Popen(
-    [sys.executable, '-m', 'experiments.benchmarks.transport_benchmark',
-     '--write-to', reader.address, '--unrolls', str(total), '--batch', str(batch),
-     '--content', content],
+    [
+      *_OURS,
+      *_flags(args),
+      f'--transport={args.transport}',
+      f'--write_to={reader.address}',
+      f'--unrolls={total}',
+    ],
     stdout=subprocess.PIPE,
     text=True,
-  )  # fmt: skip
+  )
   with contextlib.closing(reader):
     try:
       receive(reader, warm_up)
@@ -140,21 +183,20 @@ def bench_reverb(batch: int, batches: int, repeats: int, content: str) -> dict:
     'read_cpu_ms_per_unroll': _spread(cpu),
     'wall_ms_per_unroll': _spread(wall),
     'peak_rss_mb': _peak_rss_mb(),
-    'writer': json.loads(output),
+    **json.loads(output),
   }
 
 
-def run_writer(address: str, unrolls: int, batch: int, content: str) -> dict:
-  """The writing process of `bench_reverb`."""
-  from impala_jax.distributed.transport import reverb as reverb_transport
-
-  form = layout()
-  writer = reverb_transport.ReverbWriter(address, form)
-  rows = make_rows(form, content)
+def run_writer(args: argparse.Namespace) -> dict:
+  """The writing process of `bench_network`."""
+  form, batch = layout(args.size), args.batch
+  _, make = network(args.transport)
+  writer = make(args.write_to, form, **_security(args, run_keys.CLIENT))
+  rows = make_rows(form, args.content)
   figures = []
   with contextlib.closing(writer):
     mark = time.process_time()
-    for i in range(unrolls):
+    for i in range(args.unrolls):
       row = rows[i % _DISTINCT]
       form.seal(row, actor_id=0, incarnation=0, sequence=i, version=0)
       writer.write(row, 60.0)
@@ -166,7 +208,7 @@ def run_writer(address: str, unrolls: int, batch: int, content: str) -> dict:
   return {
     'write_cpu_ms_per_unroll': _spread([ms - seal for ms in figures[2:]]),
     'seal_cpu_ms_per_unroll_left_out': seal,
-    'peak_rss_mb': _peak_rss_mb(),
+    'writer_peak_rss_mb': _peak_rss_mb(),
   }
 
 
@@ -203,37 +245,66 @@ def _peak_rss_mb() -> float:
   raise RuntimeError('no VmHWM in /proc/self/status')
 
 
+def _flags(args: argparse.Namespace) -> list[str]:
+  return [
+    f'--{name}={getattr(args, name)}'
+    for name in ('size', 'content', 'batch', 'repeats', 'keys')
+  ]
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
-    '--transport', choices=['local', 'reverb', 'both'], default='both'
+    '--transports', nargs='+', choices=_TRANSPORTS, default=list(_TRANSPORTS)
   )
+  parser.add_argument('--size', choices=sorted(_SIZES), default='dmlab')
   parser.add_argument('--content', choices=['smooth', 'noise'], default='smooth')
   parser.add_argument('--unrolls', type=int, default=300, help='per repeat')
   parser.add_argument('--batch', type=int, default=32)
-  parser.add_argument('--repeats', type=int, default=5)
-  parser.add_argument('--write-to', help=argparse.SUPPRESS)
+  parser.add_argument('--repeats', type=int, default=3, help='in each round')
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--keys', default='', help="folder of a run's keys, for tcp")
+  parser.add_argument('--transport', choices=_TRANSPORTS, help=argparse.SUPPRESS)
+  parser.add_argument('--write_to', help=argparse.SUPPRESS)
   args = parser.parse_args()
-  if min(args.unrolls, args.batch, args.repeats) < 1:
-    parser.error('--unrolls, --batch and --repeats must be at least 1')
+  if min(args.unrolls, args.batch, args.repeats, args.rounds) < 1:
+    parser.error('--unrolls, --batch, --repeats and --rounds must be at least 1')
   if args.write_to:
-    print(json.dumps(run_writer(args.write_to, args.unrolls, args.batch, args.content)))
+    print(json.dumps(run_writer(args)))
     return
-  batches = -(-args.unrolls // args.batch)
-  result: dict = {
-    'unroll_mb': round(layout().nbytes / 1e6, 3),
-    'unrolls_per_repeat': batches * args.batch,
-    'repeats': args.repeats,
-    'batch': args.batch,
-    'content': args.content,
-    'versions': versions.installed(),
+  if args.transport:
+    bench = bench_local if args.transport == 'local' else bench_network
+    print(json.dumps(bench(args)))
+    return
+  rounds: dict[str, list[dict]] = {kind: [] for kind in args.transports}
+  for _ in range(args.rounds):
+    for kind in args.transports:
+      command = [*_OURS, *_flags(args), f'--unrolls={args.unrolls}']
+      done = subprocess.run(
+        [*command, f'--transport={kind}'], check=True, capture_output=True, text=True
+      )
+      rounds[kind].append(json.loads(done.stdout))
+  print(
+    json.dumps(
+      {
+        'unroll_bytes': layout(args.size).nbytes,
+        **{k: v for k, v in vars(args).items() if v and k != 'transports'},
+        'versions': versions.installed(),
+        'transports': {kind: _joined(found) for kind, found in rounds.items()},
+      },
+      indent=2,
+    )
+  )
+
+
+def _joined(rounds: list[dict]) -> dict:
+  """Of several rounds: the spread of their medians, or of their numbers."""
+  return {
+    key: _spread(
+      [r[key]['median'] if isinstance(r[key], dict) else r[key] for r in rounds]
+    )
+    for key in rounds[0]
   }
-  # The local one first: peak memory of a process only grows.
-  if args.transport != 'reverb':
-    result['local'] = bench_local(args.batch, batches, args.repeats, args.content)
-  if args.transport != 'local':
-    result['reverb'] = bench_reverb(args.batch, batches, args.repeats, args.content)
-  print(json.dumps(result, indent=2))
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
   python -m experiments.soak --minutes=60 --seed=0 --run_dir=DIR
 
-Starts a real run through the local launcher (supervised processes, Reverb), a cheap
+Starts a real run through the local launcher (supervised processes), a cheap
 environment, and does to its processes what clusters do, at random times drawn from
 the seed:
 
@@ -52,6 +52,7 @@ def main() -> int:
   parser.add_argument('--run_dir', required=True, help='new or empty')
   parser.add_argument('--minutes', type=float, default=60.0, help='after the start')
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--transport', choices=['reverb', 'tcp'], default='reverb')
   parser.add_argument('--learners', type=int, default=1)
   parser.add_argument(
     '--interval', type=float, default=45.0, help='mean seconds between faults'
@@ -108,6 +109,7 @@ def verdict(
     'benchmark': 'soak',
     'minutes': round((end - start) / 60, 1),
     'seed': args.seed,
+    'transport': args.transport,
     'learners': args.learners,
     'faults': {k: kinds.count(k) for k in sorted(set(kinds))},
     'faults_missed_because_the_process_was_away': soak.missed,

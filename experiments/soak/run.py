@@ -101,7 +101,7 @@ class Soak:
       'learner.metrics_interval=1',
       'learner.checkpoint_interval=10',
       'evaluator.interval=10',
-      'transport.kind=reverb',
+      f'transport.kind={self._args.transport}',
     ]
     command = [
       sys.executable, '-m', 'impala_jax', 'train', '--config=catch', '--launcher=local',

@@ -1,10 +1,10 @@
 """Where the learner listens and how the other roles get to it, in each mode.
 
-| mode | queue | parameters |
-|---|---|---|
-| one machine | loopback alone, by the kernel's filter | loopback alone |
-| several machines | all interfaces | all interfaces |
-| several machines with keys | loopback alone, behind a tunnel | TLS, all interfaces |
+| mode | queue, `tcp` | queue, `reverb` | parameters |
+|---|---|---|---|
+| one machine | loopback alone | the same, by the kernel's filter | as `tcp` |
+| several machines | all interfaces | all interfaces | as `tcp` |
+| several, with keys | TLS, all interfaces | loopback, behind a tunnel | as `tcp` |
 """
 
 import contextlib
@@ -16,13 +16,16 @@ from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.control import protocol as control
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import tunnel as tls_tunnel
+from impala_jax.distributed.transport import protocol as transport
 from impala_jax.distributed.transport import reverb as reverb_transport
+from impala_jax.distributed.transport import tcp as tcp_transport
 from impala_jax.runtime import files, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
 
 @contextlib.contextmanager
 def serve(
+  kind: str,
   layout: unroll_layout.UnrollLayout,
   batch_size: int,
   capacity: int,
@@ -30,17 +33,18 @@ def serve(
   here: role_environment.RoleEnvironment,
   keys: pathlib.Path | None = None,
   open_port: bool = False,
-) -> Iterator[tuple[reverb_transport.ReverbReader, dict[str, str]]]:
+) -> Iterator[tuple[transport.Reader, dict[str, str]]]:
   """The learner's two servers.
 
   Args:
+    kind: of the transport, 'reverb' or 'tcp'.
     layout: see `ReverbReader`; so are batch_size and capacity.
     batch_size: rows.
     capacity: rows.
     parameters: what to serve.
     here: host and ports.
     keys: folder of the run's keys, for mutual TLS.
-    open_port: on one machine, go on without the guard of the queue's port.
+    open_port: on one machine, go on without the guard of Reverb's port.
 
   Yields:
     The reader, and for `address.json` the addresses `control` and `transport`.
@@ -52,18 +56,30 @@ def serve(
   host = here.host or 'localhost'
   learner_keys = None if keys is None else run_keys.load(keys, run_keys.LEARNER)
   with contextlib.ExitStack() as stack:
-    guarded = learner_keys is not None or not (here.host or open_port)
-    reader = reverb_transport.ReverbReader(
-      layout,
-      batch_size,
-      capacity,
-      0 if learner_keys else here.queue_port,
-      loopback_only=guarded,
-    )
+    reader: transport.Reader
+    if kind == 'tcp':
+      reader = tcp_transport.TcpReader(
+        layout,
+        batch_size,
+        capacity,
+        '' if here.host else '127.0.0.1',
+        here.queue_port,
+        learner_keys,
+      )
+      queue_port = reader.port
+    else:
+      guarded = learner_keys is not None or not (here.host or open_port)
+      reader = reverb_transport.ReverbReader(
+        layout,
+        batch_size,
+        capacity,
+        0 if learner_keys else here.queue_port,
+        loopback_only=guarded,
+      )
+      queue_port = reader.port
     stack.callback(reader.close)
-    queue_port = reader.port
-    if learner_keys is not None:
-      tunnel = tls_tunnel.Server(learner_keys, reader.port, here.queue_port)
+    if learner_keys is not None and kind == 'reverb':
+      tunnel = tls_tunnel.Server(learner_keys, queue_port, here.queue_port)
       stack.callback(tunnel.close)
       queue_port = tunnel.port
     server = control_grpc.Server(
@@ -84,22 +100,27 @@ def serve(
 
 @contextlib.contextmanager
 def open_writer(
+  kind: str,
   address: str,
   layout: unroll_layout.UnrollLayout,
   keys: pathlib.Path | None = None,
-) -> Iterator[reverb_transport.ReverbWriter]:
-  """A writer to the queue at an address of `serve`, through a tunnel with keys.
+) -> Iterator[transport.Writer]:
+  """A writer to the queue at an address of `serve`; to Reverb with keys by a tunnel.
 
   Raises:
     run_keys.KeysError, tls_tunnel.TunnelError: see there.
   """
+  client_keys = None if keys is None else run_keys.load(keys, run_keys.CLIENT)
   with contextlib.ExitStack() as stack:
-    if keys is not None:
-      client_keys = run_keys.load(keys, run_keys.CLIENT)
-      tunnel = tls_tunnel.Client(client_keys, address)
-      stack.callback(tunnel.close)
-      address = tunnel.address
-    writer = reverb_transport.ReverbWriter(address, layout)
+    writer: transport.Writer
+    if kind == 'tcp':
+      writer = tcp_transport.TcpWriter(address, layout, keys=client_keys)
+    else:
+      if client_keys is not None:
+        tunnel = tls_tunnel.Client(client_keys, address)
+        stack.callback(tunnel.close)
+        address = tunnel.address
+      writer = reverb_transport.ReverbWriter(address, layout)
     stack.callback(writer.close)
     yield writer
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from impala_jax import unroll_layout
 from impala_jax.distributed.control import endpoints
 from impala_jax.distributed.control import grpc as control_grpc
-from impala_jax.distributed.transport import protocol as transport
+from impala_jax.distributed.transport import protocol
 from impala_jax.runtime.run_directory import RunDirectory
 
 
@@ -17,13 +17,15 @@ class Locator(NamedTuple):
   Attributes:
     run_dir: of the run.
     client: its index: an actor's own, 0 for the evaluator.
-    layout: of the unrolls.
+    transport: by which unrolls travel.
+    layout: of them.
     keys: folder of the run's keys, for mutual TLS.
     patience: seconds to wait for a learner; None where nobody starts it again.
   """
 
   run_dir: pathlib.Path
   client: int
+  transport: str
   layout: unroll_layout.UnrollLayout
   keys: pathlib.Path | None = None
   patience: float | None = None
@@ -39,5 +41,5 @@ class Locator(NamedTuple):
   def control(self, address: str) -> control_grpc.Client:
     return endpoints.open_control(address, self.keys)
 
-  def writer(self, address: str) -> contextlib.AbstractContextManager[transport.Writer]:
-    return endpoints.open_writer(address, self.layout, self.keys)
+  def writer(self, address: str) -> contextlib.AbstractContextManager[protocol.Writer]:
+    return endpoints.open_writer(self.transport, address, self.layout, self.keys)

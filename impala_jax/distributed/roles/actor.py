@@ -35,7 +35,9 @@ def run(
 
   index, incarnation = here.index, here.incarnation
   keys = run_keys.folder_of(parts.config, here.run_dir)
-  where = locator.Locator(here.run_dir, index, parts.layout, keys, here.patience)
+  where = locator.Locator(
+    here.run_dir, index, parts.config.transport.kind, parts.layout, keys, here.patience
+  )
   link = learner_link.open_link(where, should_stop, writes=True)
   if link is None:
     return

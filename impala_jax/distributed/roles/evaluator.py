@@ -25,7 +25,9 @@ def run(
   from impala_jax.distributed.control import learner_link, locator
 
   keys = run_keys.folder_of(parts.config, here.run_dir)
-  where = locator.Locator(here.run_dir, 0, parts.layout, keys, here.patience)
+  where = locator.Locator(
+    here.run_dir, 0, parts.config.transport.kind, parts.layout, keys, here.patience
+  )
   link = learner_link.open_link(where, should_stop, writes=False)
   if link is None:
     return

@@ -46,7 +46,9 @@ def run(
   device = device_policy.device_for(platform, index, 'inference.platform')
   keys = run_keys.folder_of(config, run.path)
   server_keys = None if keys is None else run_keys.load(keys, run_keys.INFERENCE)
-  where = locator.Locator(run.path, index, parts.layout, keys, here.patience)
+  where = locator.Locator(
+    run.path, index, config.transport.kind, parts.layout, keys, here.patience
+  )
   link = learner_link.open_link(where, should_stop, writes=False)
   if link is None:
     return

@@ -85,6 +85,7 @@ def _learn(
       control = relay = relay_lib.Relay(levels, gang.index, here.incarnation)
     reader, addresses = stack.enter_context(
       endpoints.serve(
+        config.transport.kind,
         parts.layout,
         config.learner.batch_size // gang.count,
         config.queue_capacity // gang.count,

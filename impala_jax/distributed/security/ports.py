@@ -1,5 +1,7 @@
 """TCP ports of servers."""
 
+import errno
+import os
 import socket
 
 
@@ -46,6 +48,11 @@ def listen(host: str, port: int = 0, backlog: int | None = None) -> socket.socke
   """
   both = not host and socket.has_dualstack_ipv6()
   family = socket.AF_INET6 if both else socket.AF_INET
-  return socket.create_server(
-    (host, port), family=family, dualstack_ipv6=both, backlog=backlog
-  )
+  try:
+    return socket.create_server(
+      (host, port), family=family, dualstack_ipv6=both, backlog=backlog
+    )
+  except OSError as e:
+    if e.errno == errno.EADDRINUSE:
+      raise OSError(e.errno, f'port {port} is in use: {os.strerror(e.errno)}') from e
+    raise

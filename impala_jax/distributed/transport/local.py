@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -46,13 +47,18 @@ class LocalTransport:
     batch_size: rows in a batch.
     capacity: rows that may wait, at least `batch_size`. Memory: about
       `capacity + 4 * batch_size` rows at most.
+    on_room: called by the reader's thread when a full queue may have room again.
 
   Raises:
     ValueError: names the argument that is out of range.
   """
 
   def __init__(
-    self, layout: unroll_layout.UnrollLayout, batch_size: int, capacity: int
+    self,
+    layout: unroll_layout.UnrollLayout,
+    batch_size: int,
+    capacity: int,
+    on_room: Callable[[], None] = lambda: None,
   ):
     if batch_size < 1:
       raise ValueError(f'batch_size is {batch_size}: must be at least 1')
@@ -63,6 +69,7 @@ class LocalTransport:
       )
     self.layout = layout
     self._batch_size = batch_size
+    self._on_room = on_room
     self._stats = transport.ReaderStats(capacity=capacity)
     self._tracker = transport.SequenceTracker()
     self._oldest: int | None = None  # Version of parameters that is still taken.
@@ -171,6 +178,7 @@ class LocalTransport:
           self._queue.popleft()
           self._recycle(slab)
         self._has_room.notify()
+    self._on_room()
 
   def _take_note(self, header: npt.NDArray[np.void]) -> bool:
     """Counts a sound row; whether it is wanted."""
@@ -191,6 +199,7 @@ class LocalTransport:
   def _give_back(self, slab: _Slab) -> None:
     with self._lock:
       self._recycle(slab)
+    self._on_room()
 
   def _claim(self, timeout: float, writer: 'LocalWriter') -> tuple[_Slab, int]:
     with self._lock:
