@@ -40,7 +40,7 @@ def add_flags(parser: arguments.Parser) -> None:
     'transport',
     'How unrolls travel; local: all in one process.',
     choices=config_lib.TRANSPORTS,
-    shown='reverb where it is installed, else local',
+    shown='reverb where it is installed, else tcp',
   )
   arguments.switch(settings, 'check', 'Only check the settings, and print them.')
 
@@ -203,7 +203,7 @@ def _check_resumed(config: config_lib.Config, given: str | None) -> None:
 def _with_transport(
   config: config_lib.Config, settings: list[str]
 ) -> config_lib.Config:
-  """Falls back to the local transport where nobody asked for Reverb by name."""
+  """Unrolls travel by TCP where Reverb is not installed and nobody asked for it."""
   if (
     config.transport.kind != 'reverb' or importlib.util.find_spec('reverb') is not None
   ):
@@ -211,9 +211,9 @@ def _with_transport(
   if any(s.startswith('transport.kind') for s in settings):
     raise config_lib.ConfigError(
       "transport.kind is 'reverb': dm-reverb is not installed here (see "
-      'requirements/cluster.txt); use --transport=local'
+      'requirements/cluster.txt); use --transport=tcp'
     )
-  print('dm-reverb is not installed: one process with the local transport.')
+  print('dm-reverb is not installed: unrolls travel by TCP (--transport=tcp).')
   return dataclasses.replace(
-    config, transport=dataclasses.replace(config.transport, kind='local')
+    config, transport=dataclasses.replace(config.transport, kind='tcp')
   )

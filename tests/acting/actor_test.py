@@ -7,7 +7,6 @@ checks run over both transports.
 
 import collections
 import contextlib
-import importlib.util
 import itertools
 import threading
 import time
@@ -25,15 +24,15 @@ from impala_jax.acting import actor as actor_lib
 from impala_jax.agents import agent as agent_lib
 from impala_jax.distributed.transport import local as local_transport
 from impala_jax.distributed.transport import protocol as transport
+from impala_jax.distributed.transport import tcp as tcp_transport
 from impala_jax.environments import vector
-from tests import actors, counting
+from tests import actors, counting, transports
 
 _T = 4
 _ACTIONS = 5
 _ENVS = 3
 _TASKS = (2, 0, 1)  # Of each environment.
 _VERSION_SCALE = 1000.0
-_HAVE_REVERB = importlib.util.find_spec('reverb') is not None
 
 
 def _counting_agent() -> agent_lib.Agent:
@@ -94,10 +93,14 @@ def _transport(
     yield queue, queue.writer()
     queue.close()
     return
-  from impala_jax.distributed.transport import reverb as reverb_transport
+  make_reader, make_writer = tcp_transport.TcpReader, tcp_transport.TcpWriter
+  if kind == 'reverb':
+    from impala_jax.distributed.transport import reverb as reverb_transport
 
-  reader = reverb_transport.ReverbReader(layout, batch_size=2, capacity=4)
-  writer = reverb_transport.ReverbWriter(reader.address, layout)
+    make_reader = reverb_transport.ReverbReader
+    make_writer = reverb_transport.ReverbWriter
+  reader = make_reader(layout, batch_size=2, capacity=4)
+  writer = make_writer(reader.address, layout)
   yield reader, writer
   writer.close()
   reader.close()
@@ -149,15 +152,7 @@ def _run(
   return received, made, parameters
 
 
-_KINDS = [
-  'local',
-  pytest.param(
-    'reverb', marks=pytest.mark.skipif(not _HAVE_REVERB, reason='no dm-reverb here')
-  ),
-]
-
-
-@pytest.mark.parametrize('kind', _KINDS)
+@pytest.mark.parametrize('kind', transports.ALL)
 @pytest.mark.parametrize('inference_batch', [0, 2])
 @pytest.mark.parametrize('lengths', [(3, 5), (1, 2, 9)])
 def test_unrolls_say_exactly_what_happened(kind, inference_batch, lengths):

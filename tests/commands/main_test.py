@@ -151,7 +151,7 @@ def test_bash_completes(capsys, tmp_path):
 
   assert complete('tr') == ['train']
   assert complete('manage', '') == ['status', 'logs', 'scale', 'stop']
-  assert complete('train', '--transport', '') == ['reverb', 'local']
+  assert complete('train', '--transport', '') == ['reverb', 'tcp', 'local']
   assert complete('train', '--config', 'po') == ['pong']
   assert complete('dmlab30', '--lev') == ['--levels', '--level_cache']
   assert set(complete('train', '--nor')) == {'--noresume'}

@@ -10,10 +10,6 @@ from impala_jax import configs
 from impala_jax.commands import main
 from impala_jax.launching import run_directory
 
-needs_reverb = pytest.mark.skipif(
-  importlib.util.find_spec('reverb') is None, reason='no dm-reverb here'
-)
-
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
@@ -108,7 +104,6 @@ def test_a_thousand_actors_are_refused_before_anything_starts(run, place):
   assert 'learner.batch_size is 0' in run(*argv, wrong)[2]
 
 
-@needs_reverb
 def test_detached_processes_are_on_this_machine_too(run):
   argv = ('train', '--config=catch', '--num_actors=1000', '--dry_run')
   assert 'more than this machine' in run(*argv, '--launcher=local')[2]
@@ -124,7 +119,6 @@ def test_a_dry_run_shows_what_would_start_here(run, place):
   assert not (place / 'runs').exists()
 
 
-@needs_reverb
 def test_the_launcher_of_the_site(run, monkeypatch, place):
   file = place / 'user' / 'impala_jax' / 'launcher.toml'
   file.parent.mkdir(parents=True)
@@ -145,7 +139,6 @@ def test_the_launcher_of_the_site(run, monkeypatch, place):
   assert f"{file}: launcher is 'slrum'" in err
 
 
-@needs_reverb
 def test_other_machines_need_the_suite_not_this_one(run, monkeypatch):
   real = importlib.util.find_spec
   gone = ('vizdoom', 'ale_py')
@@ -167,7 +160,7 @@ def test_other_machines_need_the_suite_not_this_one(run, monkeypatch):
     (['--launcher=foreground', '--launcher_set=local.python=x'], 'has no effect'),
     (['--launcher=slrum'], '--launcher=slrum: must be one of foreground, local, slurm'),
     (['--launcher=slurm', '--launcher_set=slurm.partion=x'], 'slurm.partition'),
-    (['--transport=tcp'], '--transport=tcp: must be one of reverb, local'),
+    (['--transport=udp'], '--transport=udp: must be one of reverb, tcp, local'),
   ],
 )
 def test_mistakes(run, place, argv, words):

@@ -11,7 +11,8 @@ import time
 import psutil
 import pytest
 
-pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
+from tests import transports
+
 _LONG = 240.0  # Seconds that a busy machine may take.
 _SETTINGS = (
   'actor.num_actors=2',
@@ -30,7 +31,8 @@ class Run:
     settings = [f'--set={s}' for s in _SETTINGS]
     self.process = subprocess.Popen(
         [sys.executable, '-m', 'launch.run_atari', '--view=plain', '--config=catch',
-         f'--run_dir={run_dir}', '--transport=reverb', *settings, *flags],
+         f'--run_dir={run_dir}',
+         f'--transport={transports.BETWEEN_PROCESSES}', *settings, *flags],
         env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

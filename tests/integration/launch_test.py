@@ -1,6 +1,5 @@
 """The main job as a user runs it: processes, signals, resume, mistakes, failures."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -13,8 +12,7 @@ import psutil
 import pytest
 
 from impala_jax.learning import checkpointing
-
-_TRANSPORTS = ['local'] + (['reverb'] if importlib.util.find_spec('reverb') else [])
+from tests import transports
 
 
 def _command(*flags: str) -> list[str]:
@@ -78,7 +76,7 @@ def _finish(process: subprocess.Popen[str], seconds: float = 90.0) -> str:
   return output
 
 
-@pytest.mark.parametrize('transport', _TRANSPORTS)
+@pytest.mark.parametrize('transport', ['local', transports.BETWEEN_PROCESSES])
 def test_interrupt_leaves_a_checkpoint_and_resume_goes_on(tmp_path, transport):
   run_dir = tmp_path / 'run'
   process = _start(run_dir, f'--transport={transport}', '--total_frames=1e9')
@@ -112,7 +110,7 @@ def test_interrupt_leaves_a_checkpoint_and_resume_goes_on(tmp_path, transport):
   assert after[-1]['unrolls_duplicated'] == 0
 
 
-@pytest.mark.parametrize('transport', _TRANSPORTS)
+@pytest.mark.parametrize('transport', ['local', transports.BETWEEN_PROCESSES])
 def test_sigterm_leaves_a_checkpoint(tmp_path, transport):
   run_dir = tmp_path / 'run'
   process = _start(run_dir, f'--transport={transport}', '--total_frames=1e9')
@@ -125,10 +123,11 @@ def test_sigterm_leaves_a_checkpoint(tmp_path, transport):
   assert saved['metadata']['updates'] == last['updates']
 
 
-@pytest.mark.skipif('reverb' not in _TRANSPORTS, reason='no dm-reverb here')
 def test_a_killed_actor_and_a_killed_learner_are_replaced(tmp_path):
   run_dir = tmp_path / 'run'
-  process = _start(run_dir, '--transport=reverb', '--total_frames=1e9')
+  process = _start(
+    run_dir, f'--transport={transports.BETWEEN_PROCESSES}', '--total_frames=1e9'
+  )
   _wait_for(lambda: _updates(run_dir) > 5, process)
   actor = _role(process, 'actor')
   actor.kill()
@@ -159,7 +158,9 @@ def test_a_killed_actor_and_a_killed_learner_are_replaced(tmp_path):
 
 def test_children_do_not_outlive_a_killed_launcher(tmp_path):
   run_dir = tmp_path / 'run'
-  process = _start(run_dir, f'--transport={_TRANSPORTS[-1]}', '--total_frames=1e9')
+  process = _start(
+    run_dir, f'--transport={transports.BETWEEN_PROCESSES}', '--total_frames=1e9'
+  )
   _wait_for(lambda: _updates(run_dir) > 5, process)
   children = _descendants(process)
   process.kill()

@@ -15,8 +15,8 @@ from impala_jax import configs
 from impala_jax.distributed.roles import run as run_role
 from impala_jax.launching import run_directory
 from impala_jax.runtime import files
+from tests import transports
 
-pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
 _LONG = 240.0  # Seconds that a busy machine may take.
 
 
@@ -28,7 +28,7 @@ class Run:
       configs.get('catch'),
       ['learner.total_frames=1e9', 'learner.metrics_interval=0.5',
        'learner.checkpoint_interval=1', 'evaluator.interval=1',
-       'transport.kind=reverb'],
+       f'transport.kind={transports.BETWEEN_PROCESSES}'],
     )  # fmt: skip
     self.run_dir = run_directory.create(config, str(folder))
     self.processes: dict[str, subprocess.Popen[bytes]] = {}

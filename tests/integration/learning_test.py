@@ -3,7 +3,6 @@
 A random player has about -0.6. Both transports, and one's own parts.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +18,7 @@ import impala_jax
 from impala_jax import configs, losses
 from impala_jax.agents import networks
 from impala_jax.environments import catch
+from tests import transports
 
 _THRESHOLD = 0.95
 pytestmark = pytest.mark.learning
@@ -31,14 +31,13 @@ def test_catch_is_learned_in_one_process():
   assert result.records[-1]['skipped'] == 0
 
 
-@pytest.mark.skipif(not importlib.util.find_spec('reverb'), reason='no dm-reverb here')
-def test_catch_is_learned_by_processes_over_reverb(tmp_path):
+def test_catch_is_learned_by_processes(tmp_path):
   run_dir = tmp_path / 'run'
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   subprocess.run(
     [sys.executable, '-m', 'launch.run_atari', '--config=catch', '--view=plain',
-     '--transport=reverb', '--num_actors=2', '--set=evaluator.episodes=256',
-     f'--run_dir={run_dir}'],
+     f'--transport={transports.BETWEEN_PROCESSES}', '--num_actors=2',
+     '--set=evaluator.episodes=256', f'--run_dir={run_dir}'],
     env=environment, check=True, timeout=280,
   )  # fmt: skip
   last = json.loads((run_dir / 'metrics.jsonl').read_text().splitlines()[-1])

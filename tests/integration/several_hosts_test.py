@@ -23,7 +23,6 @@ from impala_jax.distributed.security import keys as run_keys
 from impala_jax.launching import run_directory
 from tests import network_namespaces
 
-pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
 pytestmark = pytest.mark.services
 _START = 300.0  # Seconds for processes to come up on a busy machine.
 _CUT = 30.0  # Seconds that a host is out of reach.

@@ -1,6 +1,5 @@
 """Whole runs with two learner processes on this machine, as a user launches them."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -18,9 +17,7 @@ from impala_jax.commands import manage
 from impala_jax.learning import checkpointing
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
-
-if importlib.util.find_spec('reverb') is None:
-  pytest.skip('no dm-reverb here', allow_module_level=True)
+from tests import transports
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -31,6 +28,7 @@ def launch(run_dir: pathlib.Path, *flags: str) -> None:
     [
       sys.executable, '-m', 'launch.run_atari', '--config=catch', '--launcher=local',
       '--launcher_set=local.learners=2', f'--run_dir={run_dir}',
+      f'--transport={transports.BETWEEN_PROCESSES}',
       '--set=learner.checkpoint_interval=2', '--set=evaluator.enabled=false', *flags,
     ],
     env=environment, text=True, capture_output=True, check=False, timeout=120,

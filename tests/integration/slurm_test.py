@@ -1,6 +1,5 @@
 """A whole run on a real Slurm: submitted, hurt in every way, scaled, stopped."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,6 +16,7 @@ from impala_jax import configs
 from impala_jax.commands import manage
 from impala_jax.launching import backends, run_directory
 from impala_jax.learning import checkpointing
+from tests import transports
 from tests.integration import slurm_cluster
 from tests.launching import programs
 
@@ -25,9 +25,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = [
   pytest.mark.services,
   pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing()),
-  pytest.mark.skipif(
-    importlib.util.find_spec('reverb') is None, reason='no dm-reverb here'
-  ),
   pytest.mark.timeout(1500),
 ]
 # One learner fills a node, two actors do not fit on one.
@@ -107,7 +104,7 @@ def _submit(tmp_path: pathlib.Path) -> Run:
   config = config_lib.override(
     configs.get('catch'),
     ['actor.num_actors=3', 'learner.total_frames=1e9', 'evaluator.interval=5',
-     'learner.checkpoint_interval=1', 'transport.kind=reverb'],
+     'learner.checkpoint_interval=1', f'transport.kind={transports.BETWEEN_PROCESSES}'],
   )  # fmt: skip
   run_dir = run_directory.create(config, str(tmp_path / 'run'))
   launches = run_directory.begin(run_dir, config)

@@ -22,7 +22,9 @@ _POD_RESTARTS = 6  # By the engine, of one pod; processes restart inside it.
 def problems(program: program_lib.Program) -> list[str]:
   """Why the engine could not hold this program."""
   if program.main.name != 'learner':
-    return ["transport.kind is 'local': the run is one process, and pods need reverb"]
+    return [
+      "transport.kind is 'local': the run is one process, and pods need reverb or tcp"
+    ]
   found = [
     f'{role.replicas} of {role.name}: an Indexed Job holds {_MAX_COMPLETIONS}'
     for role in program.roles

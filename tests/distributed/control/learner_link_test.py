@@ -21,7 +21,7 @@ from impala_jax.distributed.control import learner_link, locator, protocol
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import vector
 from impala_jax.runtime import role_environment
-from tests import actors, counting
+from tests import actors, counting, transports
 from tests.acting import actor_test
 
 _LONG = 120.0  # Seconds that a busy machine may take.
@@ -35,6 +35,7 @@ import json, os, pathlib, sys, time
 import numpy as np
 from impala_jax.distributed.control import board, endpoints
 from impala_jax.runtime import files, role_environment
+from tests import transports
 from tests.distributed.control import learner_link_test as test
 
 layout = test.layout()
@@ -48,7 +49,8 @@ def publish():
 
 publish()
 here = role_environment.RoleEnvironment.read()
-with endpoints.serve(layout, 4, 8, served, here) as (reader, addresses):
+kind = transports.BETWEEN_PROCESSES
+with endpoints.serve(kind, layout, 4, 8, served, here) as (reader, addresses):
   files.write_json(run_dir / 'address.json', addresses)
   while batches:
     try:
@@ -80,7 +82,6 @@ class Learner:
   """A process of `_LEARNER`, and what it has said."""
 
   def __init__(self, run_dir, version, batches, ports):
-    pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
     environment = {**os.environ, 'XLA_FLAGS': '', 'TF_CPP_MIN_LOG_LEVEL': '3', **ports}
     self._log = open(run_dir / f'learner-{version}.log', 'wb')  # noqa: SIM115
     self.process = subprocess.Popen(
@@ -138,7 +139,9 @@ class Client:
       return self.made[-1]
 
     self.link = learner_link.open_link(
-      locator.Locator(run_dir, 0, layout()), lambda: False, writes=True
+      locator.Locator(run_dir, 0, transports.BETWEEN_PROCESSES, layout()),
+      lambda: False,
+      writes=True,
     )
     self.writer = Recorder(self.link)
     environment = vector.SequentialVector([lambda i=i: make(i) for i in range(_ENVS)])
@@ -451,7 +454,7 @@ def test_a_connection_that_cannot_be_made_is_an_error_at_once():
 
 
 def test_waiting_for_a_learner_ends(tmp_path, monkeypatch):
-  way = locator.Locator(tmp_path, 0, layout())
+  way = locator.Locator(tmp_path, 0, 'tcp', layout())
   assert learner_link.open_link(way, lambda: True, writes=True) is None
   monkeypatch.setattr(learner_link, '_START', 0.3)
   with pytest.raises(TimeoutError, match='no learner wrote its address'):
