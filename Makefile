@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 
 VENV_ROOT ?= .venv
-SET ?= cluster
-SETS ?= cluster latest
+SETS := $(or $(SETS),$(shell tools/sets.sh))
+SET ?= $(firstword $(SETS))
 ARGS ?=
 PYTEST_ARGS ?=
 VENV := $(VENV_ROOT)/$(SET)
@@ -13,7 +13,7 @@ export PYTHON VENV_ROOT PYTEST_ARGS
 
 help:
 	@echo 'make train  set up, then train on Atari with a live view'
-	@echo 'make test   set up, then tests on both sets, lint and types beside them'
+	@echo 'make test   set up, then tests on all sets, lint and types beside them'
 	@echo 'make setup  set up alone: the virtual environment $(VENV)'
 	@echo 'make lint   style and types alone'
 	@echo 'make lock   pin the newest packages that setup.py and requirements/ allow'
@@ -21,9 +21,9 @@ help:
 	@echo
 	@echo 'Variables:'
 	@echo '  SET=cluster|latest   pinned set for train, setup, lint (now: $(SET));'
-	@echo '                       cluster: Reverb, Python 3.11; latest: JAX 0.10'
-	@echo '  SETS="cluster latest"  sets for test'
-	@echo '  PYTHON=...           interpreter to build with (default: python3.11)'
+	@echo '                       cluster: Reverb, Python 3.11 alone; latest: the newest JAX'
+	@echo '  SETS="..."           sets for test (now: $(SETS))'
+	@echo '  PYTHON=...           interpreter to build with (default: the newest that fits)'
 	@echo '  ARGS="..."           flags of train; ARGS="--help" lists them'
 	@echo '  PYTEST_ARGS="..."    arguments of pytest, such as tests/vtrace_test.py'
 
@@ -41,14 +41,14 @@ lint: setup
 
 COMPILE := $(VENV_ROOT)/uv/bin/uv pip compile setup.py --upgrade --python-version 3.11 \
   --quiet --no-annotate --custom-compile-command 'make lock' \
-  $(addprefix --extra=,atari dev doom gymnasium plots video)
+  $(addprefix --extra=,atari dev doom gymnasium plots tls video)
 
 # Run `make test` before you commit what it writes.
 lock:
 	tools/setup_venv.sh uv
 	$(COMPILE) --extra=reverb --constraints=requirements/constraints.txt \
 	  --output-file=requirements/cluster.txt
-	$(COMPILE) --output-file=requirements/latest.txt
+	$(COMPILE) --universal --output-file=requirements/latest.txt
 
 clean:
 	rm -rf $(foreach name,uv cluster latest,$(VENV_ROOT)/$(name){,.log}) $(VENV_ROOT)/.lock

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -54,10 +55,31 @@ NOT_PACKAGED = {
 }
 
 
-def pins(name):
+HERE = '.'.join(platform.python_version_tuple()[:2])
+# Each set, for each Python that it is pinned for.
+PINNED = [('cluster', '3.11'), *(('latest', f'3.{minor}') for minor in (11, 12, 13))]
+
+
+def lines_of(name):
   lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-  pairs = [line.split('==') for line in lines if not line.startswith('#')]
-  return {utils.canonicalize_name(package): version for package, version in pairs}
+  return [line for line in lines if not line.startswith('#')]
+
+
+def pins(name, python='3.11'):
+  """Versions by package, of those that a set has on Linux for one Python."""
+  place = {
+    'python_version': python,
+    'python_full_version': f'{python}.0',
+    'sys_platform': 'linux',
+    'platform_python_implementation': 'CPython',
+  }
+  found = [pr.Requirement(line) for line in lines_of(name)]
+  wanted = [r for r in found if r.marker is None or r.marker.evaluate(place)]
+  versions = {
+    utils.canonicalize_name(r.name): str(r.specifier).removeprefix('==') for r in wanted
+  }
+  assert len(versions) == len(wanted)
+  return versions
 
 
 @pytest.fixture(scope='session')
@@ -138,22 +160,24 @@ def test_every_import_is_declared(metadata):
 
 @pytest.mark.parametrize('name', SETS)
 def test_pins_are_plain_and_sorted(name):
-  lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-  lines = [line for line in lines if not line.startswith('#')]
+  lines = lines_of(name)
   assert len(lines) > 50
+  pin = r'[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.+!]*'
+  marker = r"""[a-z_]+ (<|>=|==|!=) '[A-Za-z0-9.]+'"""
   for line in lines:
-    assert re.fullmatch(r'[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.+!]*', line), line
+    # What was resolved for one Python alone has no markers.
+    form = pin if name == 'cluster' else f'{pin}( ; {marker}( and {marker})*)?'
+    assert re.fullmatch(form, line), line
   names = [line.split('==')[0].lower() for line in lines]
   assert names == sorted(names)
-  assert len(pins(name)) == len(lines)
 
 
-@pytest.mark.parametrize('name', SETS)
-def test_pins_are_what_setup_py_allows(metadata, name):
-  extras = ['', 'atari', 'dev', 'doom', 'gymnasium', 'plots', 'video']
+@pytest.mark.parametrize(('name', 'python'), PINNED)
+def test_pins_are_what_setup_py_allows(metadata, name, python):
+  extras = ['', 'atari', 'dev', 'doom', 'gymnasium', 'plots', 'tls', 'video']
   if name == 'cluster':
     extras.append('reverb')
-  pinned = pins(name)
+  pinned = pins(name, python)
   for extra in extras:
     for requirement in declared(metadata, extra):
       version = pinned[utils.canonicalize_name(requirement.name)]
@@ -198,9 +222,9 @@ def test_companions_resolve_and_leave_the_set_as_it_is():
 
 
 def test_latest_is_free_of_tensorflow():
-  assert not {'dm-reverb', 'tensorflow', 'tensorflow-cpu', 'keras'} & set(
-    pins('latest')
-  )
+  for name, python in PINNED[1:]:
+    found = set(pins(name, python))
+    assert not {'dm-reverb', 'tensorflow', 'tensorflow-cpu', 'keras'} & found
 
 
 @pytest.mark.skipif(
@@ -212,7 +236,7 @@ def test_this_environment_is_the_pinned_one():
     # By path: setuptools adds its vendored copies to sys.path when it is imported.
     for d in importlib.metadata.distributions(path=[sysconfig.get_path('purelib')])
   }
-  wanted = pins(pathlib.Path(sys.prefix).name)
+  wanted = pins(pathlib.Path(sys.prefix).name, HERE)
   different = {
     name: (version, present.get(name))
     for name, version in wanted.items()

@@ -20,7 +20,8 @@ def place(tmp_path):
   """A copy of what the script reads, with a set of one small package."""
   for folder in ('tools', 'requirements', 'bin'):
     (tmp_path / folder).mkdir()
-  shutil.copy(ROOT / 'tools' / 'setup_venv.sh', tmp_path / 'tools')
+  for name in ('setup_venv.sh', 'interpreters.sh', 'sets.sh'):
+    shutil.copy(ROOT / 'tools' / name, tmp_path / 'tools')
   shutil.copy(ROOT / 'requirements' / 'uv.txt', tmp_path / 'requirements')
   (tmp_path / 'requirements' / 'latest.txt').write_text('six==1.17.0\n')
   (tmp_path / 'requirements' / 'cluster.txt').write_text('six==1.17.0\n')
@@ -83,7 +84,8 @@ def test_unknown_set(place):
   [
     ('cluster', '3.12', 'needs Python 3.11:'),
     ('cluster', '3.9', 'needs Python 3.11:'),
-    ('latest', '3.10', 'needs Python 3.11 or 3.12 or 3.13:'),
+    ('cluster', '3.13', 'or take SET=latest'),
+    ('latest', '3.10', 'needs Python 3.11 or newer:'),
   ],
 )
 def test_wrong_python(place, name, version, wanted):
@@ -173,3 +175,42 @@ def test_ready_is_left_alone_until_the_pins_change(place):
   pins_file.write_text('six==1.16.0\n')
   assert_one_line(run(place, 'latest'), 'no network')
   assert not (venv / '.installed').exists()
+
+
+@pytest.mark.parametrize(
+  ('versions', 'sets'),
+  [
+    (['3.11'], 'cluster latest'),
+    (['3.11', '3.13'], 'cluster latest'),
+    (['3.13'], 'latest'),
+    (['3.12', '3.14'], 'latest'),
+    (['3.9'], 'latest'),  # Whose set-up says what is missing.
+    ([], 'latest'),
+  ],
+)
+def test_sets_are_those_of_the_interpreters(place, versions, sets):
+  for tool in ('bash', 'dirname'):
+    (place / 'bin' / tool).symlink_to(shutil.which(tool))
+  for version in versions:
+    script(place / 'bin' / f'python{version}', f'echo {version}')
+  env = {'PATH': str(place / 'bin')}
+  told = subprocess.check_output([place / 'tools' / 'sets.sh'], env=env, text=True)
+  assert told == f'{sets}\n'
+  for version in versions:
+    python = str(place / 'bin' / f'python{version}')
+    one = subprocess.check_output(
+      [place / 'tools' / 'sets.sh'], env={**env, 'PYTHON': python}, text=True
+    )
+    assert one == ('cluster latest\n' if version == '3.11' else 'latest\n')
+
+
+def test_a_set_is_built_with_the_newest_python_that_fits_and_is_whole(place):
+  for tool in ('bash', 'sh'):
+    (place / 'bin' / tool).symlink_to(shutil.which(tool))
+  for version, ends in (('3.14', 1), ('3.13', 0), ('3.11', 0)):  # 3.14 has no venv.
+    script(place / 'bin' / f'python{version}', f'echo {version}; exit {ends}')
+  text = f'source {place}/tools/interpreters.sh; python_for latest; python_for cluster'
+  told = subprocess.check_output(
+    ['bash', '-c', text], env={'PATH': str(place / 'bin')}, text=True
+  )
+  assert told.split() == ['python3.13', 'python3.11']

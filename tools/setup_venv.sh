@@ -4,18 +4,19 @@
 # Returns at once if the environment holds what requirements/SET.txt names. Otherwise
 # it is built anew: the stamp is written last, so an interrupted installation is
 # repeated. Whatever goes wrong ends in one line that says what to do.
-#   PYTHON     interpreter to build with (default: python3.11, else python3)
+#   PYTHON     interpreter to build with (default: the newest that fits the set)
 #   VENV_ROOT  where the environments lie (default: .venv)
 # uv installs the sets. It comes by pip, in the version of requirements/uv.txt, into an
 # environment of its own beside them; `tools/setup_venv.sh uv` makes that one alone.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source tools/interpreters.sh
 
 set_name=${1:-}
 case "$set_name" in
   cluster) versions='3.11' need_mb=2900 ;;
-  latest) versions='3.11 3.12 3.13' need_mb=2100 ;;
-  uv) versions='3.11 3.12 3.13' need_mb=150 ;;
+  latest) versions='3.11 or newer' need_mb=2100 ;;
+  uv) versions='3.11 or newer' need_mb=150 ;;
   *)
     echo "setup: error: set is '$set_name'; allowed: cluster, latest, uv" >&2
     exit 2
@@ -32,10 +33,6 @@ fail() {
   exit 1
 }
 
-version_of() {
-  "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
-}
-
 is_ready() { # FOLDER REQUIREMENTS
   local present
   [ "$(cat "$1/.installed" 2>/dev/null)" = "$(sha256sum <"$2")" ] || return 1
@@ -44,19 +41,18 @@ is_ready() { # FOLDER REQUIREMENTS
 }
 
 find_python() {
-  python=${PYTHON:-$(command -v python3.11 || echo python3)}
+  python=$(python_for "$set_name")
   local found
   found=$(version_of "$python") ||
-    fail "cannot run '$python'; needs Python ${versions// / or }:" \
+    fail "cannot run '$python'; needs Python $versions:" \
       "install it, or name one with PYTHON=/path/to/python3.11"
-  case " $versions " in
-    *" $found "*) ;;
-    *)
-      fail "'$python' is Python $found; needs Python ${versions// / or }:" \
-        "name one with PYTHON=/path/to/python${versions%% *}"
-      ;;
-  esac
-  "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+  if ! fits "$set_name" "$found"; then
+    fail "'$python' is Python $found; needs Python $versions:" \
+      "name one with PYTHON=/path/to/python3.11$(
+        fits latest "$found" && echo ', or take SET=latest'
+      )"
+  fi
+  has_venv "$python" ||
     fail "'$python' lacks the venv module:" \
       "on Debian and Ubuntu run 'apt-get install python$found-venv'"
 }
@@ -158,5 +154,8 @@ if ! is_ready "$venv" "$requirements"; then
   install env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c 'import flax, jax, optax'
   sha256sum <"$requirements" >"$venv/.installed" || fail "cannot write $venv/.installed"
   echo "setup: $set_name: ready ($("$venv/bin/python" --version))"
+  [ "$set_name" != latest ] ||
+    echo 'setup: latest: the newest JAX; unrolls travel between processes by TCP. For' \
+      'Reverb: SET=cluster, with Python 3.11 (PYTHON=/path/to/python3.11)'
 fi
 [ "$set_name" = uv ] || add_onednn
