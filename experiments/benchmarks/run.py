@@ -6,10 +6,10 @@
 
 Every piece of work (`ci_cases`) takes turns with a fixed computation of its kind
 (arithmetic, memory or the interpreter), and its figure is CPU-seconds over those of
-this reference: a slow or busy machine slows both. The median of the repeats is compared with that in the baseline file, which keeps one
-set of figures for each version of JAX. Slower is what exceeds the baseline by more than
-the tolerance *and* lies beyond the quartiles of both. Prints one JSON object; what it
-makes of it goes to stderr.
+this reference: a slow or busy machine slows both. The median of the repeats is compared
+with that in the baseline file, which keeps one set of figures for each version of JAX.
+Slower is what exceeds the baseline by more than the tolerance *and* lies beyond the
+quartiles of both. Prints one JSON object; what it makes of it goes to stderr.
 
 Exit status: 0, or 1 where something got slower, or 2 where the question is wrong.
 """
