@@ -4,12 +4,12 @@
   python -m experiments.benchmarks.run --suite ci --baseline FILE [--tolerance 0.3]
   python -m experiments.benchmarks.run --suite ci --write FILE
 
-Every piece of work (`ci_cases`) takes turns with a fixed reference computation, and its
-figure is CPU-seconds over those of the reference: a slow or busy machine slows both.
-The median of the repeats is compared with that in the baseline file, which keeps one
-set of figures for each version of JAX. Slower is what exceeds the baseline by more than
-the tolerance *and* lies beyond the quartiles of both. Prints one JSON object; what it
-makes of it goes to stderr.
+Every piece of work (`ci_cases`) takes turns with a fixed computation of its kind
+(arithmetic, memory or the interpreter), and its figure is CPU-seconds over those of
+this reference: a slow or busy machine slows both. The median of the repeats is compared
+with that in the baseline file, which keeps one set of figures for each version of JAX.
+Slower is what exceeds the baseline by more than the tolerance *and* lies beyond the
+quartiles of both. Prints one JSON object; what it makes of it goes to stderr.
 
 Exit status: 0, or 1 where something got slower, or 2 where the question is wrong.
 """
@@ -95,15 +95,16 @@ def read_baseline(path: pathlib.Path) -> dict[str, Figures]:
 
 def measure(name: str, repeats: int) -> dict[str, float]:
   """CPU-seconds of a case over those of the reference: quartiles and median."""
-  work, end = ci_cases.CASES[name].set_up()
+  case = ci_cases.CASES[name]
+  work, end = case.set_up()
   try:
     work()
-    ci_cases.reference()
+    case.reference()
     ratios, costs = [], []
-    before = _cpu(ci_cases.reference)
+    before = _cpu(case.reference)
     for _ in range(repeats):
       cost = _cpu(work)
-      after = _cpu(ci_cases.reference)
+      after = _cpu(case.reference)
       ratios.append(2 * cost / (before + after))
       costs.append(cost)
       before = after
