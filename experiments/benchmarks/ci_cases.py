@@ -197,5 +197,5 @@ CASES = {
     interpreter,
     lambda: importlib.util.find_spec('reverb') is not None,
   ),
-  'tcp': Case('16 unrolls of 2.1 MB through the TCP transport', _tcp),
+  'tcp': Case('16 unrolls of 2.1 MB through the TCP transport', _tcp, memory),
 }
