@@ -8,6 +8,7 @@ that was submitted is `launch.json` in its run directory.
 import abc
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from impala_jax import config as config_lib
+from impala_jax.launching import identity
 from impala_jax.launching import program as program_lib
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
@@ -67,6 +69,11 @@ class Options:
       (f, 'must lie in [0.1, 100000)')
       for f in memory
       if not 0.1 <= getattr(self, f) < 1e5
+    ]
+    problems += [
+      (f.name, 'must hold no control characters')
+      for f in dataclasses.fields(self)
+      if any(map(program_lib.has_control_characters, _texts(getattr(self, f.name))))
     ]
     problems += self.more_problems()
     return [f'{launcher}.{f} is {getattr(self, f)!r}: {text}' for f, text in problems]
@@ -135,12 +142,16 @@ class Launch:
     )
 
 
+def _texts(value: Any) -> Sequence[str]:
+  return [str(x) for x in (value if isinstance(value, tuple) else (value,))]
+
+
 def read_launch(run_dir: pathlib.Path) -> Launch:
   """Raises BackendError where nothing was submitted from `run_dir`."""
   path = RunDirectory(run_dir).launch
   try:
     data = json.loads(path.read_text())
-    return Launch(
+    launch = Launch(
       data['launcher'],
       data['options'],
       program_lib.from_dict(data['program']),
@@ -152,6 +163,11 @@ def read_launch(run_dir: pathlib.Path) -> Launch:
     ) from e
   except (ValueError, KeyError, TypeError) as e:
     raise BackendError(f'{path} is unreadable: {e!r}') from e
+  if identity.is_copy(run_dir, launch.run_dir, launch.program.name):
+    raise BackendError(
+      f'no launched run in {str(run_dir)!r}: it is a copy of {str(launch.run_dir)!r}'
+    )
+  return launch
 
 
 class Backend(abc.ABC):
@@ -169,11 +185,16 @@ class Backend(abc.ABC):
   def program(
     self, config: config_lib.Config, run_dir: pathlib.Path, launches: int = 0
   ) -> program_lib.Program:
-    """The run with this backend's sizes. Raises `config_lib.ConfigError`."""
+    """The run with this backend's sizes.
+
+    Raises:
+      config_lib.ConfigError, identity.IdentityError: see there.
+    """
     return program_lib.program_of(
       config,
       run_dir,
       _ROOT,
+      identity.name_of(run_dir),
       launches,
       self.options.learners,
       self.options.resources,
@@ -233,7 +254,8 @@ class Backend(abc.ABC):
     folder.mkdir(parents=True, exist_ok=True)
     run.logs.mkdir(exist_ok=True)
     for name, text in files.items():
-      (folder / name).write_text(text)
+      # A script holds paths, which are bytes, whatever the language of this terminal.
+      (folder / name).write_bytes(os.fsencode(text))
 
   def new_launch(self, program: program_lib.Program, handles: dict[str, Any]) -> Launch:
     launch = Launch(self.name, dataclasses.asdict(self.options), program, handles)
