@@ -131,15 +131,17 @@ class Launch:
     return self.run.path
 
   def write(self) -> None:
-    files.write_json(
-      self.run.launch,
-      {
-        'launcher': self.launcher,
-        'options': self.options,
-        'program': program_lib.to_dict(self.program),
-        'handles': self.handles,
-      },
-    )
+    """Raises BackendError where it cannot."""
+    data = {
+      'launcher': self.launcher,
+      'options': self.options,
+      'program': program_lib.to_dict(self.program),
+      'handles': self.handles,
+    }
+    try:
+      files.write_json(self.run.launch, data)
+    except OSError as e:
+      raise BackendError(f'cannot write {self.run.launch}: {e.strerror}') from e
 
 
 def _texts(value: Any) -> Sequence[str]:
@@ -249,13 +251,17 @@ class Backend(abc.ABC):
       raise BackendError(f'no log {path}: {e.strerror}') from e
 
   def write_files(self, program: program_lib.Program, files: dict[str, str]) -> None:
+    """Raises BackendError where it cannot."""
     run = RunDirectory(pathlib.Path(program.run_dir))
     folder = run.launch_files
-    folder.mkdir(parents=True, exist_ok=True)
-    run.logs.mkdir(exist_ok=True)
-    for name, text in files.items():
-      # A script holds paths, which are bytes, whatever the language of this terminal.
-      (folder / name).write_bytes(os.fsencode(text))
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      run.logs.mkdir(exist_ok=True)
+      for name, text in files.items():
+        # A script holds paths, which are bytes, whatever this terminal's language is.
+        (folder / name).write_bytes(os.fsencode(text))
+    except OSError as e:
+      raise BackendError(f'cannot write {folder}: {e.strerror}') from e
 
   def new_launch(self, program: program_lib.Program, handles: dict[str, Any]) -> Launch:
     launch = Launch(self.name, dataclasses.asdict(self.options), program, handles)

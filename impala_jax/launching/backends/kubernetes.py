@@ -58,7 +58,7 @@ class Kubernetes(backend.Backend):
       return self.new_launch(program, {'objects': names})
     except BaseException as e:
       undone = self._undo(words, known, before)
-      if isinstance(e, backend.BackendError | OSError):
+      if isinstance(e, backend.BackendError):
         raise backend.BackendError(f'{e} ({undone})') from e
       raise
 

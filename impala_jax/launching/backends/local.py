@@ -145,7 +145,7 @@ class Local(backend.Backend):
         started.append(handle)
         launch.handles.setdefault(role.name, []).append(handle)
       launch.write()
-    except (OSError, psutil.Error) as e:
+    except (OSError, psutil.Error, backend.BackendError) as e:
       _end(started, _LEAVE_TIMEOUT)
       raise backend.BackendError(f'{e}: what had been started was ended') from e
 

@@ -178,6 +178,6 @@ def file_name(role: str, first: int, generation: int = 0) -> str:
 def _quoted(value: object) -> str:
   """As sbatch reads its lines, which is not quite as a shell does."""
   text = str(value)
-  if re.fullmatch(r'[-\w./:=,@%+]+', text, re.ASCII):
+  if re.fullmatch(r'[-\w./=][-\w./:=,@%+]*', text, re.ASCII):
     return text
   return '"' + re.sub(r'(["\\])', r'\\\1', text) + '"'
