@@ -91,6 +91,7 @@ def _git_hash() -> str:
       ('git', '-C', str(root), *a),
       capture_output=True,
       text=True,
+      errors='replace',
       check=True,
       timeout=10,
     ).stdout.strip()

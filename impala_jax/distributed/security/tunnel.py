@@ -59,7 +59,7 @@ def render_server(keys: run_keys.Keys, host: str, port: int, target: int) -> str
   Raises:
     ValueError: a path cannot be written in stunnel's format.
   """
-  return _render(keys, f'accept = {host}:{port}\nconnect = 127.0.0.1:{target}\n')
+  return _render(keys, f'accept = {host}:{port}\nconnect = {ports.LOOPBACK}:{target}\n')
 
 
 def render_client(keys: run_keys.Keys, path: pathlib.Path, address: str) -> str:
@@ -97,7 +97,8 @@ class Server:
   Args:
     keys: `run_keys.load(folder, run_keys.LEARNER)`.
     target: port of the queue on loopback.
-    port: to listen at, on all interfaces; 0 for any that is free.
+    port: to listen at; 0 for any that is free.
+    loopback_only: else on all interfaces.
 
   Attributes:
     port: that it listens at.
@@ -107,9 +108,16 @@ class Server:
     OSError: the port is in use.
   """
 
-  def __init__(self, keys: run_keys.Keys, target: int, port: int = 0):
+  def __init__(
+    self,
+    keys: run_keys.Keys,
+    target: int,
+    port: int = 0,
+    loopback_only: bool = False,
+  ):
     self.port, self._port_lock = ports.reserve(port)
     host = '::' if _has_ipv6() else '0.0.0.0'
+    host = ports.LOOPBACK if loopback_only else host
     try:
       config = render_server(keys, host, self.port, target)
       self._process = _Process(config, lambda: _listens(self.port))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from impala_jax.distributed.security import ports
 from impala_jax.distributed.transport import reverb_native
 
 # Items that one sampler is made for. It costs a thread; of small rows it is most of
@@ -58,7 +59,7 @@ class Server:
         module.create_default_checkpointer(folder, '', None),
       )
     # Finds that the table is of this process, and goes there directly.
-    self._client = module.Client(f'localhost:{port}')
+    self._client = module.Client(f'{ports.LOOPBACK}:{port}')
 
   def waiting(self) -> int:
     """Rows in the queue."""

@@ -246,7 +246,7 @@ class Backend(abc.ABC):
     """The last lines of one replica's log, from the run directory."""
     path = launch.run.log(role, index)
     try:
-      return '\n'.join(path.read_text(errors='replace').splitlines()[-lines:])
+      return '\n'.join(path.read_text('utf-8', 'replace').splitlines()[-lines:])
     except OSError as e:
       raise BackendError(f'no log {path}: {e.strerror}') from e
 
@@ -269,9 +269,7 @@ class Backend(abc.ABC):
     return launch
 
 
-def run_command(
-  argv: Sequence[str], stdin: str | None = None, timeout: float = COMMAND_TIMEOUT
-) -> str:
+def run_command(argv: Sequence[str], timeout: float = COMMAND_TIMEOUT) -> str:
   """Standard output of an engine's command.
 
   Raises:
@@ -284,8 +282,9 @@ def run_command(
     )
   try:
     done = subprocess.run(
-      argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-    )
+      argv, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8',
+      errors='replace', timeout=timeout, check=False,
+    )  # fmt: skip
   except subprocess.TimeoutExpired:
     raise BackendError(f'{argv[0]} did not answer within {timeout:.0f} s') from None
   if done.returncode != 0:
