@@ -38,6 +38,9 @@ def environment_of(
     'TF_CPP_MIN_LOG_LEVEL': '2',  # TensorFlow only carries Reverb here.
   }
   if role in ('learner', 'all'):
+    # What TLS 1.2 may use does not go with the run's certificates: so its control takes
+    # TLS 1.3 alone, for which gRPC has no option.
+    environment['GRPC_SSL_CIPHER_SUITES'] = 'ECDHE-RSA-AES256-GCM-SHA384'
     return environment
   platform = run.settings().get(role, {}).get('platform', 'auto')
   if role == 'evaluator' or (role == 'actor' and platform == 'auto'):

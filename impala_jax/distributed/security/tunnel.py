@@ -150,8 +150,10 @@ class Client:
   """
 
   def __init__(self, keys: run_keys.Keys, address: str):
-    # Of this user alone; and short, as a socket's path has to be.
-    self._folder = tempfile.TemporaryDirectory(prefix='impala_jax-tls-')
+    # Of this user alone.
+    self._folder = tempfile.TemporaryDirectory(
+      prefix='impala_jax-tls-', dir=_folder_for_sockets()
+    )
     path = pathlib.Path(self._folder.name) / 'queue'
     try:
       config = render_client(keys, path, address)
@@ -324,6 +326,12 @@ def _listens_at(path: pathlib.Path) -> bool:
       if flags == accepts and name and name[0].rstrip('\n') == str(path):
         return True
   return False
+
+
+def _folder_for_sockets() -> str:
+  """TMPDIR, where a socket's path may be so long and gRPC can read such an address."""
+  folder = tempfile.gettempdir()
+  return folder if re.fullmatch(r'[-\w./]{1,60}', folder, re.ASCII) else '/tmp'
 
 
 def _has_ipv6() -> bool:
