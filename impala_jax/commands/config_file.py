@@ -24,7 +24,7 @@ def load(given: str) -> config_lib.Config:
   if not given.endswith('.json') and os.sep not in given:
     return configs.get(given)
   try:
-    data = json.loads(pathlib.Path(given).read_text())
+    data = json.loads(pathlib.Path(given).read_bytes())
   except OSError as e:
     raise config_lib.ConfigError(f'--config={given}: {e.strerror}') from e
   except ValueError as e:

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 
 import impala_jax
 from impala_jax.commands import arguments
+from impala_jax.runtime import printing
 
 COMMANDS = {
   'train': 'trains an agent: the main job',
@@ -47,6 +48,7 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
   """`impala ...` and `python -m impala_jax ...`; returns the exit code."""
+  printing.replace_unprintable()
   argv = sys.argv[1:] if argv is None else argv
   console = os.path.basename(sys.argv[0]).removesuffix('.exe') == 'impala'
   program = 'impala' if console else 'python -m impala_jax'
@@ -73,6 +75,7 @@ def script(name: str, root: str, spec: machinery.ModuleSpec | None) -> int:
     root: folder of the source tree, on `sys.path` already.
     spec: the script's `__spec__`, None where it was started by its path.
   """
+  printing.replace_unprintable()
   # Python puts the script's own folder there, as if its scripts were packages.
   launch = os.path.join(root, 'launch')
   sys.path[:] = [p for p in sys.path if os.path.realpath(p) != launch]

@@ -88,7 +88,7 @@ def _from_variables() -> Choice:
 
 def _from_file(path: pathlib.Path) -> Choice | None:
   try:
-    data = tomllib.loads(path.read_text())
+    data = tomllib.loads(path.read_text('utf-8'))
   except (FileNotFoundError, NotADirectoryError):
     return None
   except OSError as e:

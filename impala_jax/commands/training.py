@@ -11,7 +11,7 @@ from impala_jax import config as config_lib
 from impala_jax.commands import arguments, capacity, config_file, site_launcher
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
-from impala_jax.launching import backends, live_view, run_directory
+from impala_jax.launching import backends, identity, live_view, run_directory
 from impala_jax.launching.backends import backend, foreground
 
 USAGE = '[flags]'
@@ -114,6 +114,7 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
     # Also where it is not shown: an impossible one must not leave a directory.
     folder = pathlib.Path(args.run_dir or 'runs/dry_run')
     program = engine.program(config, folder, 0)
+    engine.render(program)
     if args.dry_run:
       print(engine.describe(program))
       return 0
@@ -130,6 +131,7 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
   except (
     config_lib.ConfigError,
     run_directory.RunDirectoryError,
+    identity.IdentityError,
     run_keys.KeysError,
     backend.BackendError,
   ) as e:

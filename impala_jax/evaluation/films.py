@@ -36,7 +36,8 @@ class VideoWriter:
       height, width = frame.shape[:2]
       factor = max(1, round(480 / height))
       self._writer = imageio_ffmpeg.write_frames(
-        str(self._aside), (width, height), fps=self._fps, macro_block_size=1,
+        # Of 'a:b/film.mp4' it would take a for a protocol.
+        str(self._aside.absolute()), (width, height), fps=self._fps, macro_block_size=1,
         output_params=[
           '-vf', f'scale={2 * (factor * width // 2)}:{2 * (factor * height // 2)}'
           ':flags=neighbor',

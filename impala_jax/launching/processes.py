@@ -34,9 +34,13 @@ def environment_of(
     **os.environ,
     **told,
     'PYTHONUNBUFFERED': '1',
+    'PYTHONIOENCODING': 'utf-8:backslashreplace',  # Of logs, whoever started the run.
     'TF_CPP_MIN_LOG_LEVEL': '2',  # TensorFlow only carries Reverb here.
   }
   if role in ('learner', 'all'):
+    # What TLS 1.2 may use does not go with the run's certificates: so its control takes
+    # TLS 1.3 alone, for which gRPC has no option.
+    environment['GRPC_SSL_CIPHER_SUITES'] = 'ECDHE-RSA-AES256-GCM-SHA384'
     return environment
   platform = run.settings().get(role, {}).get('platform', 'auto')
   if role == 'evaluator' or (role == 'actor' and platform == 'auto'):
@@ -65,7 +69,7 @@ def explain_exit(code: int) -> str:
 def cause(log: pathlib.Path) -> str:
   """The last words of a role's log that tell why it ended."""
   try:
-    lines = log.read_text(errors='replace').splitlines()[-200:]
+    lines = log.read_text('utf-8', 'replace').splitlines()[-200:]
   except OSError as e:
     return f'no log: {e.strerror}'
   for line in reversed(lines):

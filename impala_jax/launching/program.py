@@ -7,7 +7,7 @@ objects. Nothing here starts anything, and there is nothing to pickle.
 import dataclasses
 import json
 import pathlib
-import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +81,7 @@ class Program:
   """A whole run.
 
   Attributes:
-    name: at most 40 of a-z, 0-9 and dashes; a legal DNS label.
+    name: that no other run has, see `identity`; a DNS label of at most 40 characters.
     roles: with distinct names.
     run_dir: absolute path of the run directory, the same on all hosts.
     work_dir: absolute path of a directory from which the package can be imported.
@@ -130,6 +130,7 @@ def program_of(
   config: config_lib.Config,
   run_dir: pathlib.Path | str,
   work_dir: pathlib.Path | str,
+  name: str,
   launches: int = 0,
   learners: int = 1,
   resources: Mapping[str, Resources] | None = None,
@@ -144,6 +145,7 @@ def program_of(
     config: of the run.
     run_dir: its directory; made absolute.
     work_dir: see `Program`; made absolute.
+    name: see `Program`.
     launches: how often the run was launched before.
     learners: learner processes, one a host.
     resources: by role name; what is missing takes the defaults.
@@ -151,9 +153,14 @@ def program_of(
     max_restarts: see `RestartPolicy`.
 
   Raises:
-    config_lib.ConfigError: the settings cannot run as so many processes.
+    config_lib.ConfigError: the settings cannot run as so many processes, or a path
+      cannot be written in a script.
   """
-  problems = []
+  problems = [
+    f'{field} is {str(path)!r}: must hold no control characters'
+    for field, path in (('run_dir', run_dir), ('work_dir', work_dir))
+    if has_control_characters(str(path))
+  ]
   one_process = config.transport.kind == 'local'
   if learners < 1:
     problems.append(f'learners is {learners}: must be at least 1')
@@ -199,7 +206,7 @@ def program_of(
       roles.append(role('evaluator', linger=_EVALUATION))
   run_dir = pathlib.Path(run_dir).absolute()
   return Program(
-    name=label(run_dir.name),
+    name=name,
     roles=tuple(roles),
     run_dir=str(run_dir),
     work_dir=str(pathlib.Path(work_dir).absolute()),
@@ -209,10 +216,9 @@ def program_of(
   )
 
 
-def label(text: str) -> str:
-  """`text` as a DNS label of at most 40 characters that begins with a letter."""
-  plain = re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
-  return f'impala-{plain}'[:40].rstrip('-')
+def has_control_characters(text: str) -> bool:
+  """Such as the end of a line, which no script and no command's answer can hold."""
+  return any(unicodedata.category(c) == 'Cc' for c in text)
 
 
 def to_dict(program: Program) -> dict[str, Any]:

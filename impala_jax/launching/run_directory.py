@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from impala_jax import config as config_lib
+from impala_jax.launching import identity
 from impala_jax.runtime import files, versions
 from impala_jax.runtime.run_directory import RunDirectory
 
@@ -60,10 +61,11 @@ def open_existing(path: str) -> tuple[pathlib.Path, config_lib.Config]:
 
 
 def begin(run_dir: pathlib.Path, config: config_lib.Config) -> int:
-  """Notes one more launch; returns how many there were before."""
+  """Notes one more launch, and names the run; returns how many there were before."""
   saved = json.loads(RunDirectory(run_dir).config.read_text())
   launches = int(saved.get('launches', 0))
   _write(run_dir, config, launches + 1)
+  identity.ensure(run_dir)
   RunDirectory(run_dir).begin_launch()
   return launches
 
@@ -89,6 +91,7 @@ def _git_hash() -> str:
       ('git', '-C', str(root), *a),
       capture_output=True,
       text=True,
+      errors='replace',
       check=True,
       timeout=10,
     ).stdout.strip()

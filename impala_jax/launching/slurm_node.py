@@ -30,5 +30,6 @@ def requeue() -> None:
 
 def _scontrol(*arguments: str) -> str:
   return subprocess.run(
-    ['scontrol', *arguments], capture_output=True, text=True, check=True, timeout=60
-  ).stdout
+    ['scontrol', *arguments], capture_output=True, encoding='utf-8', errors='replace',
+    check=True, timeout=60,
+  ).stdout  # fmt: skip

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from impala_jax.launching import slurm_node, supervision
-from impala_jax.runtime import role_environment
+from impala_jax.runtime import printing, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
 
@@ -46,6 +46,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], bool, list[str]]:
 
 
 def main(arguments: Sequence[str]) -> int:
+  printing.replace_unprintable()
   settings = parse(arguments)
   if not os.environ.get('IMPALA_RUN_DIR'):
     print('supervise: IMPALA_RUN_DIR is not set', file=sys.stderr)

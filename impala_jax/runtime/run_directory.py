@@ -31,6 +31,11 @@ class RunDirectory:
     return self.path / 'config.json'
 
   @property
+  def identity(self) -> pathlib.Path:
+    """The run's name, which no other run has, and the directory it was made in."""
+    return self.path / 'identity.json'
+
+  @property
   def keys(self) -> pathlib.Path:
     """Folder of the run's keys for mutual TLS."""
     return self.path / 'keys'

@@ -1,13 +1,15 @@
 """The manifests, strictly and offline: schemas, and the rules that schemas lack."""
 
 import copy
+import dataclasses
+import pathlib
 import re
 
 import pytest
 import yaml
 
 from impala_jax import config as config_lib
-from impala_jax.launching import backends
+from impala_jax.launching import backends, identity
 from impala_jax.launching import program as program_lib
 from impala_jax.launching.backends import backend, kubernetes_pods
 from tests.launching import jobset_schema, programs
@@ -290,7 +292,8 @@ def test_learners_are_found_by_name():
 
 @pytest.mark.parametrize('length', [1, 30, 100])
 def test_names_fit_where_kubernetes_puts_them(length):
-  program = programs.make(run_dir='/runs/' + 'x' * length, actors=100_000)
+  name = identity.make(pathlib.Path('/runs', 'x' * length), 'abcdefghij')
+  program = dataclasses.replace(programs.make(actors=100_000), name=name)
   for item in by_name(program).values():
     name = item['metadata']['name']
     assert re.fullmatch(r'[a-z0-9]([-a-z0-9]*[a-z0-9])?', name)
@@ -310,7 +313,9 @@ def test_the_role_commands_are_those_of_every_backend():
   for job in jobs(by_name(programs.make(), f'kubernetes.setup={setup}')).values():
     command = job['template']['spec']['containers'][0]['command']
     assert command[:2] == ['/bin/sh', '-c']
-    assert command[2].splitlines() == [setup, 'exec "$@"']
+    # Kubernetes makes one of two.
+    lines = command[2].replace('$$', '$').splitlines()
+    assert lines == [f"eval '{setup}'", 'exec "$@"']
 
 
 def test_what_the_engine_cannot_hold_is_refused():

@@ -46,7 +46,7 @@ def test_no_evaluator_where_there_is_none():
   config = config_lib.override(
     configs.get('catch'), ['transport.kind=reverb', 'evaluator.enabled=false']
   )
-  program = program_lib.program_of(config, 'runs/x', '.')
+  program = program_lib.program_of(config, 'runs/x', '.', 'impala-x')
   assert [r.name for r in program.roles] == ['learner', 'actor']
   assert program.run_dir.startswith('/')
 
@@ -58,7 +58,7 @@ def test_incarnations_grow_with_launches():
 def test_all_mistakes_are_told_at_once():
   config = config_lib.override(configs.get('catch'), ['transport.kind=local'])
   with pytest.raises(config_lib.ConfigError) as e:
-    program_lib.program_of(config, 'runs/x', '.', learners=5)
+    program_lib.program_of(config, 'runs/x', '.', 'impala-x', learners=5)
   assert 'transport.kind' in str(e.value)
   assert 'multiple of the number of devices (5 learners x 1): 16 = 3 x 5 + 1' in str(
     e.value
@@ -89,15 +89,7 @@ def test_frozen():
     programs.make().name = 'other'
 
 
-@pytest.mark.parametrize(
-  ('text', 'label'),
-  [
-    ('catch-1', 'impala-catch-1'),
-    ('Small_Breakout.2026', 'impala-small-breakout-2026'),
-    ('x' * 80, 'impala-' + 'x' * 33),
-    ('a' * 32 + '-b', 'impala-' + 'a' * 32),
-    ('--', 'impala'),
-  ],
-)
-def test_labels_are_dns_names(text, label):
-  assert program_lib.label(text) == label
+@pytest.mark.parametrize('character', '\n\r\t\0\x7f\x85')
+def test_paths_hold_no_control_characters(character):
+  with pytest.raises(config_lib.ConfigError, match='must hold no control characters'):
+    programs.make(f'/runs/a{character}b')

@@ -33,15 +33,17 @@ def make(
   learners=1,
   launches=0,
   servers=0,
+  name='',
   **resources,
 ):
+  name = name or f'impala-{pathlib.Path(run_dir).name}'
   config = config_lib.override(
     configs.get('catch'),
     [f'actor.num_actors={actors}', 'transport.kind=reverb', 'learner.batch_size=32',
      f'inference.servers={servers}'],
   )  # fmt: skip
   return program_lib.program_of(
-    config, run_dir, '/shared/code', launches, learners, resources
+    config, run_dir, '/shared/code', name, launches, learners, resources
   )
 
 

@@ -117,7 +117,7 @@ def test_options_of_the_cluster():
   assert actor['array'] == '0-2%2'
   assert actor['reservation'] == 'maintenance'
   lines = files['learner.sbatch'].splitlines()
-  assert lines[-2] == 'source /shared/venv/bin/activate'
+  assert lines[-2] == "eval 'source /shared/venv/bin/activate'"
   python = '/shared/venv/bin/python'
   assert lines[-1].startswith(f'exec {python} -m impala_jax.launching.supervise')
 

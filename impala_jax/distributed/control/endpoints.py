@@ -15,6 +15,7 @@ from impala_jax import unroll_layout
 from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.control import protocol as control
 from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.security import ports
 from impala_jax.distributed.security import tunnel as tls_tunnel
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.distributed.transport import reverb as reverb_transport
@@ -53,7 +54,7 @@ def serve(
     OSError: a port is in use or cannot be guarded.
     run_keys.KeysError, tls_tunnel.TunnelError: see there.
   """
-  host = here.host or 'localhost'
+  host = here.host or ports.LOOPBACK
   learner_keys = None if keys is None else run_keys.load(keys, run_keys.LEARNER)
   with contextlib.ExitStack() as stack:
     reader: transport.Reader
@@ -62,7 +63,7 @@ def serve(
         layout,
         batch_size,
         capacity,
-        '' if here.host else '127.0.0.1',
+        '' if here.host else ports.LOOPBACK,
         here.queue_port,
         learner_keys,
       )
@@ -79,12 +80,14 @@ def serve(
       queue_port = reader.port
     stack.callback(reader.close)
     if learner_keys is not None and kind == 'reverb':
-      tunnel = tls_tunnel.Server(learner_keys, queue_port, here.queue_port)
+      tunnel = tls_tunnel.Server(
+        learner_keys, queue_port, here.queue_port, loopback_only=not here.host
+      )
       stack.callback(tunnel.close)
       queue_port = tunnel.port
     server = control_grpc.Server(
       parameters,
-      '[::]' if here.host else '127.0.0.1',
+      '[::]' if here.host else ports.LOOPBACK,
       here.control_port,
       keys=learner_keys,
     )

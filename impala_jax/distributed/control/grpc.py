@@ -17,6 +17,7 @@ from flax import serialization
 from impala_jax import types
 from impala_jax.distributed.control import protocol, wire
 from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.security import ports
 from impala_jax.distributed.transport import protocol as transport
 
 _SERVICE = 'impala_jax.Control'
@@ -25,6 +26,8 @@ _OPTIONS = [
   ('grpc.max_receive_message_length', -1),
   # Without this a second server on the same port silently shares it.
   ('grpc.so_reuseport', 0),
+  # What the user's shell says of proxies is not about this machine's peers.
+  ('grpc.enable_http_proxy', 0),
   # A client made after a failure asks anew, rather than wait out the pause of another.
   ('grpc.use_local_subchannel_pool', 1),
 ]
@@ -46,7 +49,7 @@ class Server:
   def __init__(
     self,
     control: protocol.Control,
-    host: str = '127.0.0.1',
+    host: str = ports.LOOPBACK,
     port: int = 0,
     keys: run_keys.Keys | None = None,
   ):

@@ -108,9 +108,9 @@ def receive_from_others(
   token = secrets.token_hex(16)
   deadline = time.monotonic() + _MEET_TIMEOUT
   connections: dict[int, Connection] = {}
-  with ports.listen('' if host else '127.0.0.1') as listener:
+  with ports.listen('' if host else ports.LOOPBACK) as listener:
     listener.settimeout(_SLICE)
-    place = {'host': host or '127.0.0.1', 'port': listener.getsockname()[1]}
+    place = {'host': host or ports.LOOPBACK, 'port': listener.getsockname()[1]}
     files.write_json(RunDirectory(run_dir).gang, {**place, 'token': token})
     while len(connections) < count - 1:
       if should_stop():

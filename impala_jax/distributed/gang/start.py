@@ -1,11 +1,13 @@
 """How the learners of a run become a gang: they meet, and JAX joins their devices."""
 
+import functools
 import logging
 import os
 import signal
 from collections.abc import Callable
 
 import jax
+from jaxlib import _jax
 
 from impala_jax.distributed.control import endpoints
 from impala_jax.distributed.gang import gang as learner_gang
@@ -62,11 +64,17 @@ def _connect_devices(gang: learner_gang.Gang, host: str) -> None:
   if gang.index == 0:
     port, lock = ports.reserve(0)
     lock.close()
-    address = endpoints.join(host or '127.0.0.1', port)
+    address = endpoints.join(host or ports.LOOPBACK, port)
     bind = address if not host else None
+  ports.bypass_proxy()
   on_stop = signal.getsignal(signal.SIGTERM)
   # For learners on CPUs; others have means of their own.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  # Else it asks for the address of this machine's name, which may have none or one that
+  # is of no use to others; JAX has no option for it.
+  _jax.make_gloo_tcp_collectives = functools.partial(
+    _jax.make_gloo_tcp_collectives, hostname=host or ports.LOOPBACK
+  )
   jax.distributed.initialize(
     gang.spread(address),
     gang.count,

@@ -42,7 +42,7 @@ class Server:
     self,
     batcher: inference_batcher.Batcher,
     wire: inference_wire.Wire,
-    host: str = '127.0.0.1',
+    host: str = ports.LOOPBACK,
     port: int = 0,
     keys: run_keys.Keys | None = None,
   ):

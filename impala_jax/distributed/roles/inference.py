@@ -17,6 +17,7 @@ from impala_jax.distributed.inference import batcher as inference_batcher
 from impala_jax.distributed.inference import server as inference_tcp
 from impala_jax.distributed.roles import policies
 from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.security import ports
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import registry
 from impala_jax.runtime import files, role_environment
@@ -78,12 +79,12 @@ def run(
     server = inference_tcp.Server(
       batcher,
       policies.wire(parts.agent, parts.spec),
-      '' if here.host else '127.0.0.1',
+      '' if here.host else ports.LOOPBACK,
       here.inference_port,
       server_keys,
     )
     stack.callback(server.close)
-    address = endpoints.join(here.host or 'localhost', server.port)
+    address = endpoints.join(here.host or ports.LOOPBACK, server.port)
     files.write_json(
       run.inference_address(index), {'address': address, 'incarnation': incarnation}
     )

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 
 from impala_jax.runtime import role_environment
 from impala_jax.runtime.run_directory import RunDirectory
@@ -37,6 +38,10 @@ def main(argv: list[str]) -> int:
     stream=sys.stdout,
     force=True,
   )
+  # What JAX tells of backends that are not here, and of forks, although what is forked
+  # (a film's encoder) is executed at once, frightens for nothing.
+  logging.getLogger('jax').setLevel(logging.WARNING)
+  warnings.filterwarnings('ignore', r'os\.fork', RuntimeWarning)
 
   def should_stop() -> bool:
     return stop.is_set() or here.parent not in (0, os.getppid())

@@ -1,8 +1,20 @@
-"""TCP ports of servers."""
+"""How servers get their TCP ports, and clients to them."""
 
 import errno
 import os
 import socket
+
+# On one machine: a name would have to be known to it.
+LOOPBACK = '127.0.0.1'
+
+
+def bypass_proxy() -> None:
+  """Has all gRPC of this process, in whatever library, connect without a proxy.
+
+  gRPC asks for this variable first, and takes an empty one for none. What speaks HTTP
+  otherwise, such as an environment that downloads a file, asks for others.
+  """
+  os.environ['grpc_proxy'] = ''  # noqa: SIM112
 
 
 def reserve(port: int) -> tuple[int, socket.socket]:

@@ -59,7 +59,7 @@ def render_server(keys: run_keys.Keys, host: str, port: int, target: int) -> str
   Raises:
     ValueError: a path cannot be written in stunnel's format.
   """
-  return _render(keys, f'accept = {host}:{port}\nconnect = 127.0.0.1:{target}\n')
+  return _render(keys, f'accept = {host}:{port}\nconnect = {ports.LOOPBACK}:{target}\n')
 
 
 def render_client(keys: run_keys.Keys, path: pathlib.Path, address: str) -> str:
@@ -97,7 +97,8 @@ class Server:
   Args:
     keys: `run_keys.load(folder, run_keys.LEARNER)`.
     target: port of the queue on loopback.
-    port: to listen at, on all interfaces; 0 for any that is free.
+    port: to listen at; 0 for any that is free.
+    loopback_only: else on all interfaces.
 
   Attributes:
     port: that it listens at.
@@ -107,9 +108,16 @@ class Server:
     OSError: the port is in use.
   """
 
-  def __init__(self, keys: run_keys.Keys, target: int, port: int = 0):
+  def __init__(
+    self,
+    keys: run_keys.Keys,
+    target: int,
+    port: int = 0,
+    loopback_only: bool = False,
+  ):
     self.port, self._port_lock = ports.reserve(port)
     host = '::' if _has_ipv6() else '0.0.0.0'
+    host = ports.LOOPBACK if loopback_only else host
     try:
       config = render_server(keys, host, self.port, target)
       self._process = _Process(config, lambda: _listens(self.port))
@@ -142,8 +150,10 @@ class Client:
   """
 
   def __init__(self, keys: run_keys.Keys, address: str):
-    # Of this user alone; and short, as a socket's path has to be.
-    self._folder = tempfile.TemporaryDirectory(prefix='impala_jax-tls-')
+    # Of this user alone.
+    self._folder = tempfile.TemporaryDirectory(
+      prefix='impala_jax-tls-', dir=_folder_for_sockets()
+    )
     path = pathlib.Path(self._folder.name) / 'queue'
     try:
       config = render_client(keys, path, address)
@@ -316,6 +326,12 @@ def _listens_at(path: pathlib.Path) -> bool:
       if flags == accepts and name and name[0].rstrip('\n') == str(path):
         return True
   return False
+
+
+def _folder_for_sockets() -> str:
+  """TMPDIR, where a socket's path may be so long and gRPC can read such an address."""
+  folder = tempfile.gettempdir()
+  return folder if re.fullmatch(r'[-\w./]{1,60}', folder, re.ASCII) else '/tmp'
 
 
 def _has_ipv6() -> bool:

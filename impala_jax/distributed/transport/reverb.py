@@ -85,7 +85,7 @@ class ReverbReader:
     self._capacity = table_size + batch_size
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     self.port, self._port_lock = ports.reserve(port)
-    self.address = f'localhost:{self.port}'
+    self.address = f'{ports.LOOPBACK}:{self.port}'
     guard = loopback_guard.guarded if loopback_only else contextlib.nullcontext
     with guard(self.port):
       self._server = reverb_server.Server(
@@ -166,7 +166,7 @@ class ReverbReader:
 
   def _announce_close(self) -> None:
     """Tells writers: stopping a Reverb server confirms what it never inserted."""
-    connection = reverb_native.Connection(f'localhost:{self.port}')
+    connection = reverb_native.Connection(f'{ports.LOOPBACK}:{self.port}')
     with contextlib.suppress(ConnectionError):  # The server broke: nobody waits.
       connection.send(_CLOSING, np.zeros(1, np.uint8))
       connection.flush(_ANSWER)

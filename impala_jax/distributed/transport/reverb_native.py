@@ -14,6 +14,7 @@ import sys
 from typing import Any, NamedTuple
 
 from impala_jax import types
+from impala_jax.distributed.security import ports
 
 # Fields of `TableInfo` in Reverb's schema.proto.
 _NAME, _CURRENT_SIZE = 8, 7
@@ -28,6 +29,7 @@ def client_module() -> Any:
     ImportError: Reverb or TensorFlow is not installed.
   """
   name = 'reverb.libpybind'
+  ports.bypass_proxy()  # Its connections have no such option.
   if name in sys.modules:
     return sys.modules[name]
   try:

@@ -8,6 +8,7 @@ that was submitted is `launch.json` in its run directory.
 import abc
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from impala_jax import config as config_lib
+from impala_jax.launching import identity
 from impala_jax.launching import program as program_lib
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
@@ -67,6 +69,11 @@ class Options:
       (f, 'must lie in [0.1, 100000)')
       for f in memory
       if not 0.1 <= getattr(self, f) < 1e5
+    ]
+    problems += [
+      (f.name, 'must hold no control characters')
+      for f in dataclasses.fields(self)
+      if any(map(program_lib.has_control_characters, _texts(getattr(self, f.name))))
     ]
     problems += self.more_problems()
     return [f'{launcher}.{f} is {getattr(self, f)!r}: {text}' for f, text in problems]
@@ -124,15 +131,21 @@ class Launch:
     return self.run.path
 
   def write(self) -> None:
-    files.write_json(
-      self.run.launch,
-      {
-        'launcher': self.launcher,
-        'options': self.options,
-        'program': program_lib.to_dict(self.program),
-        'handles': self.handles,
-      },
-    )
+    """Raises BackendError where it cannot."""
+    data = {
+      'launcher': self.launcher,
+      'options': self.options,
+      'program': program_lib.to_dict(self.program),
+      'handles': self.handles,
+    }
+    try:
+      files.write_json(self.run.launch, data)
+    except OSError as e:
+      raise BackendError(f'cannot write {self.run.launch}: {e.strerror}') from e
+
+
+def _texts(value: Any) -> Sequence[str]:
+  return [str(x) for x in (value if isinstance(value, tuple) else (value,))]
 
 
 def read_launch(run_dir: pathlib.Path) -> Launch:
@@ -140,7 +153,7 @@ def read_launch(run_dir: pathlib.Path) -> Launch:
   path = RunDirectory(run_dir).launch
   try:
     data = json.loads(path.read_text())
-    return Launch(
+    launch = Launch(
       data['launcher'],
       data['options'],
       program_lib.from_dict(data['program']),
@@ -152,6 +165,11 @@ def read_launch(run_dir: pathlib.Path) -> Launch:
     ) from e
   except (ValueError, KeyError, TypeError) as e:
     raise BackendError(f'{path} is unreadable: {e!r}') from e
+  if identity.is_copy(run_dir, launch.run_dir, launch.program.name):
+    raise BackendError(
+      f'no launched run in {str(run_dir)!r}: it is a copy of {str(launch.run_dir)!r}'
+    )
+  return launch
 
 
 class Backend(abc.ABC):
@@ -169,11 +187,16 @@ class Backend(abc.ABC):
   def program(
     self, config: config_lib.Config, run_dir: pathlib.Path, launches: int = 0
   ) -> program_lib.Program:
-    """The run with this backend's sizes. Raises `config_lib.ConfigError`."""
+    """The run with this backend's sizes.
+
+    Raises:
+      config_lib.ConfigError, identity.IdentityError: see there.
+    """
     return program_lib.program_of(
       config,
       run_dir,
       _ROOT,
+      identity.name_of(run_dir),
       launches,
       self.options.learners,
       self.options.resources,
@@ -223,17 +246,22 @@ class Backend(abc.ABC):
     """The last lines of one replica's log, from the run directory."""
     path = launch.run.log(role, index)
     try:
-      return '\n'.join(path.read_text(errors='replace').splitlines()[-lines:])
+      return '\n'.join(path.read_text('utf-8', 'replace').splitlines()[-lines:])
     except OSError as e:
       raise BackendError(f'no log {path}: {e.strerror}') from e
 
   def write_files(self, program: program_lib.Program, files: dict[str, str]) -> None:
+    """Raises BackendError where it cannot."""
     run = RunDirectory(pathlib.Path(program.run_dir))
     folder = run.launch_files
-    folder.mkdir(parents=True, exist_ok=True)
-    run.logs.mkdir(exist_ok=True)
-    for name, text in files.items():
-      (folder / name).write_text(text)
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      run.logs.mkdir(exist_ok=True)
+      for name, text in files.items():
+        # A script holds paths, which are bytes, whatever this terminal's language is.
+        (folder / name).write_bytes(os.fsencode(text))
+    except OSError as e:
+      raise BackendError(f'cannot write {folder}: {e.strerror}') from e
 
   def new_launch(self, program: program_lib.Program, handles: dict[str, Any]) -> Launch:
     launch = Launch(self.name, dataclasses.asdict(self.options), program, handles)
@@ -241,9 +269,7 @@ class Backend(abc.ABC):
     return launch
 
 
-def run_command(
-  argv: Sequence[str], stdin: str | None = None, timeout: float = COMMAND_TIMEOUT
-) -> str:
+def run_command(argv: Sequence[str], timeout: float = COMMAND_TIMEOUT) -> str:
   """Standard output of an engine's command.
 
   Raises:
@@ -256,8 +282,9 @@ def run_command(
     )
   try:
     done = subprocess.run(
-      argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-    )
+      argv, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8',
+      errors='replace', timeout=timeout, check=False,
+    )  # fmt: skip
   except subprocess.TimeoutExpired:
     raise BackendError(f'{argv[0]} did not answer within {timeout:.0f} s') from None
   if done.returncode != 0:

@@ -72,7 +72,7 @@ class Foreground(backend.Backend):
     run = launch.run
     signals = _Signals()
     signals.install()
-    with open(run.logs / 'supervisors.log', 'a', buffering=1) as log:
+    with open(run.logs / 'supervisors.log', 'ab', buffering=0) as log:
       processes = [
         supervision.Supervised(
           self._settings(program, role, index), run, say=lambda x: _note(log, x)
@@ -209,4 +209,5 @@ def _verdict(
 
 
 def _note(log: Any, line: str) -> None:
-  log.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line} [{os.getpid()}]\n')
+  text = f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line} [{os.getpid()}]\n'
+  log.write(text.encode(errors='replace'))

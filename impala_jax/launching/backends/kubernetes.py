@@ -13,6 +13,7 @@ import yaml
 
 from impala_jax.launching import program as program_lib
 from impala_jax.launching.backends import backend, kubernetes_objects, kubernetes_pods
+from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 
 Options = kubernetes_pods.Options
@@ -42,17 +43,24 @@ class Kubernetes(backend.Backend):
     return [self._kubectl('apply', '-f', str(folder / f)) for f in self.render(program)]
 
   def submit(self, program: program_lib.Program) -> backend.Launch:
-    files = self.render(program)
-    self.write_files(program, files)
-    objects = [yaml.safe_load(text) for text in files.values()]
-    handles = {'objects': [f'{o["kind"]}/{o["metadata"]["name"]}' for o in objects]}
+    texts = self.render(program)
+    names = [_name(text) for text in texts.values()]
+    before = self._launch_before(program)
+    known = self._present(names, program)
+    if before is not None:
+      known |= set(before.handles['objects'])
+    words: dict[str, str] = {}  # kubectl's on each object, empty where it failed.
     try:
-      for command in self.commands(program):
-        backend.run_command(command)
-    except backend.BackendError as e:
-      self._delete(handles['objects'], 0.0, suppress=True)
-      raise backend.BackendError(f'{e} (what had been made was deleted)') from e
-    return self.new_launch(program, handles)
+      self.write_files(program, texts)
+      for name, command in zip(names, self.commands(program), strict=True):
+        words[name] = ''
+        words[name] = backend.run_command(command).strip()
+      return self.new_launch(program, {'objects': names})
+    except BaseException as e:
+      undone = self._undo(words, known, before)
+      if isinstance(e, backend.BackendError):
+        raise backend.BackendError(f'{e} ({undone})') from e
+      raise
 
   def status(self, launch: backend.Launch) -> list[backend.Task]:
     selector = f'{kubernetes_pods.RUN_LABEL}={launch.program.name}'
@@ -96,12 +104,13 @@ class Kubernetes(backend.Backend):
     program = launch.program.scaled(role, replicas)
     if problems := kubernetes_objects.problems(program):
       raise backend.BackendError('\n'.join(problems))
-    # An Indexed Job is elastic where both change together.
-    patch = json.dumps({'spec': {'parallelism': replicas, 'completions': replicas}})
-    job = f'job/{program.name}-{role}'
-    backend.run_command(self._kubectl('patch', job, '--type=merge', '-p', patch))
+    self._resize(program, role, replicas)
     launch.program = program
-    launch.write()
+    try:
+      launch.write()
+    except BaseException:
+      self._resize(program, role, before)
+      raise
     return f'{role}: {before} -> {replicas}'
 
   def stop(self, launch: backend.Launch) -> str:
@@ -112,6 +121,8 @@ class Kubernetes(backend.Backend):
     rest = [n for n in names if n.split('/')[0] not in _KEPT and n not in learner]
     self._delete(rest, _DELETE_TIMEOUT)
     kept = [n for n in names if n.split('/')[0] in _KEPT]
+    launch.handles['objects'] = kept
+    launch.write()
     return 'stopped' + (f'; kept {", ".join(kept)}' if kept else '')
 
   def log(self, launch: backend.Launch, role: str, index: int, lines: int) -> str:
@@ -142,14 +153,113 @@ class Kubernetes(backend.Backend):
     context = [f'--context={options.context}'] if options.context else []
     return ['kubectl', *context, f'--namespace={options.namespace}', *arguments]
 
-  def _delete(self, names: list[str], timeout: float, suppress: bool = False) -> None:
+  def _resize(self, program: program_lib.Program, role: str, replicas: int) -> None:
+    # An Indexed Job is elastic where both change together.
+    patch = json.dumps({'spec': {'parallelism': replicas, 'completions': replicas}})
+    job = f'job/{program.name}-{role}'
+    backend.run_command(self._kubectl('patch', job, '--type=merge', '-p', patch))
+
+  def _delete(self, names: list[str], timeout: float) -> None:
+    if not names:
+      return
     wait = [f'--timeout={timeout:.0f}s'] if timeout else ['--wait=false']
     command = self._kubectl('delete', '--ignore-not-found', *wait, *names)
-    try:
-      backend.run_command(command, timeout=timeout + backend.COMMAND_TIMEOUT)
-    except backend.BackendError:
-      if not suppress:
-        raise
+    backend.run_command(command, timeout=timeout + backend.COMMAND_TIMEOUT)
+
+  def _launch_before(self, program: program_lib.Program) -> backend.Launch | None:
+    """The launch with which a run goes on: that which has its volume.
+
+    Raises:
+      BackendError: what there is of the run has another name or is elsewhere.
+    """
+    run = RunDirectory(pathlib.Path(program.run_dir))
+    launch = files.read_json(run.launch)
+    if launch.get('launcher') != self.name:
+      return None
+    options = launch['options']
+    was = (launch['program']['name'], options['namespace'], options['claim'])
+    now = (program.name, self.options.namespace, self.options.claim)
+    if was != now:
+      place = 'run {0}, namespace {1}, claim {2!r}'
+      raise backend.BackendError(
+        f'the checkpoints are in the volume of {place.format(*was)}, not of '
+        f'{place.format(*now)}: submit it as it was, with {{"name": "{was[0]}"}} in '
+        f'{run.identity} if no other run has that name; or remove {run.launch} to '
+        'begin without them'
+      )
+    return backend.read_launch(run.path)
+
+  def _present(self, names: list[str], program: program_lib.Program) -> set[str]:
+    """Those of the objects that are in the cluster already.
+
+    Raises:
+      BackendError: one of them is not of this run.
+    """
+    command = self._kubectl('get', '--ignore-not-found', '--output=json', *names)
+    text = backend.run_command(command)
+    found = json.loads(text) if text.strip() else {'items': []}
+    present = set()
+    for item in found.get('items', [found]):
+      name = f'{item["kind"]}/{item["metadata"]["name"]}'
+      owner = item['metadata'].get('labels', {}).get(kubernetes_pods.RUN_LABEL)
+      if owner != program.name:
+        raise backend.BackendError(
+          f'{name} is in the cluster and belongs to {owner or "somebody else"}, not to '
+          f'{program.name}: nothing was changed'
+        )
+      present.add(name)
+    return present
+
+  def _undo(
+    self, words: dict[str, str], known: set[str], before: backend.Launch | None
+  ) -> str:
+    """Takes back what one call of `submit` did; says what, and what is left.
+
+    Args:
+      words: kubectl's on each object that it tried, the last one first to go.
+      known: objects that were there, as far as the cluster and `before` say.
+      before: the launch before that call, whose objects get their state back.
+    """
+    made = [
+      name
+      for name, word in reversed(words.items())
+      if word.endswith(' created') or not (word or name in known)
+    ]
+    changed = [n for n in words if n not in made and not words[n].endswith('unchanged')]
+    # No claim, even a new one: what is in a volume is for people to delete.
+    left = [n for n in made if n.split('/')[0] in _KEPT]
+    gone = [n for n in made if n not in left]
+    done = []
+    for names, act, word in (
+      (gone, lambda: self._delete(gone, 0.0), 'deleted'),
+      (changed, lambda: self._apply_again(before, changed), 'changed back'),
+    ):
+      try:
+        act()
+        done += [f'{word} {", ".join(names)}'] if names else []
+      except (backend.BackendError, TypeError):  # Or options of another version.
+        left += names
+    done += [f'left as they are {", ".join(left)}'] if left else []
+    return '; '.join(done) or 'nothing was changed'
+
+  def _apply_again(self, launch: backend.Launch | None, names: list[str]) -> None:
+    """Gives objects the state that they had with a launch."""
+    if launch is None:
+      raise backend.BackendError('their state is not known')
+    then = Kubernetes(Options(**launch.options))
+    texts = then.render(launch.program)
+    self.write_files(launch.program, texts)
+    for text, command in zip(
+      texts.values(), then.commands(launch.program), strict=True
+    ):
+      if _name(text) in names:
+        backend.run_command(command)
+
+
+def _name(text: str) -> str:
+  """As kubectl takes it, of an object that was rendered."""
+  item = yaml.safe_load(text)
+  return f'{item["kind"]}/{item["metadata"]["name"]}'
 
 
 def _reason(pod: dict[str, Any]) -> str:

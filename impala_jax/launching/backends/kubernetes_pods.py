@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import shlex
 from typing import Any
 
 from impala_jax.launching import program as program_lib
@@ -168,9 +169,11 @@ def _command(
     max_restarts=0 if gang else role.restart.max_restarts,
   )  # fmt: skip
   command = supervision.command(options.python, settings)
-  if not options.setup:
-    return command
-  return ['/bin/sh', '-c', f'{options.setup}\nexec "$@"', 'sh', *command]
+  if options.setup:
+    script = f'eval {shlex.quote(options.setup)}\nexec "$@"'
+    command = ['/bin/sh', '-c', script, 'sh', *command]
+  # Kubernetes reads $(NAME) and $$ before a shell does.
+  return [word.replace('$', '$$') for word in command]
 
 
 def _environment(

@@ -49,10 +49,14 @@ class Local(backend.Backend):
     self.write_files(program, self.render(program))
     RunDirectory(pathlib.Path(program.run_dir)).begin_launch()
     launch = self.new_launch(program, {})
-    for role in program.roles:
-      for index in range(1 if role.restart.gang else role.replicas):
-        self._start(launch, role, index)
-    launch.write()
+    self._start(
+      launch,
+      [
+        (role, index)
+        for role in program.roles
+        for index in range(1 if role.restart.gang else role.replicas)
+      ],
+    )
     return launch
 
   def status(self, launch: backend.Launch) -> list[backend.Task]:
@@ -75,12 +79,12 @@ class Local(backend.Backend):
   def scale(self, launch: backend.Launch, role: str, replicas: int) -> str:
     before = launch.program.role(role).replicas
     launch.program = launch.program.scaled(role, replicas)
-    for index in range(before, replicas):
-      self._start(launch, launch.program.role(role), index)
+    changed = launch.program.role(role)
+    self._start(launch, [(changed, index) for index in range(before, replicas)])
     gone = launch.handles[role][replicas:]
     launch.handles[role] = launch.handles[role][:replicas]
     launch.write()
-    if left := _end(gone, launch.program.role(role).grace + 5.0):
+    if left := _end(gone, changed.grace + 5.0):
       raise backend.BackendError(f'had to kill {left} of {role}')
     return f'{role}: {before} -> {replicas}'
 
@@ -118,18 +122,32 @@ class Local(backend.Backend):
       )
     return supervision.command(python, settings)
 
-  def _start(self, launch: backend.Launch, role: program_lib.Role, index: int) -> None:
-    program = launch.program
-    with open(launch.run.logs / 'supervisors.log', 'ab') as log:
-      process = subprocess.Popen(
-          self._command(program, role, index), cwd=program.work_dir,
-          env={**os.environ, **self._environment(program)},
-          stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-      )  # fmt: skip
-    # With the time, because process numbers are used again.
-    created = psutil.Process(process.pid).create_time()
-    handle = {'pid': process.pid, 'created': created}
-    launch.handles.setdefault(role.name, []).append(handle)
+  def _start(
+    self, launch: backend.Launch, replicas: list[tuple[program_lib.Role, int]]
+  ) -> None:
+    """Starts and notes them all, or none.
+
+    Raises:
+      backend.BackendError: this machine has no room, of whatever kind.
+    """
+    program, started = launch.program, []
+    try:
+      for role, index in replicas:
+        with open(launch.run.logs / 'supervisors.log', 'ab') as log:
+          process = subprocess.Popen(
+              self._command(program, role, index), cwd=program.work_dir,
+              env={**os.environ, **self._environment(program)},
+              stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+          )  # fmt: skip
+        # With the time, because process numbers are used again.
+        created = psutil.Process(process.pid).create_time()
+        handle = {'pid': process.pid, 'created': created}
+        started.append(handle)
+        launch.handles.setdefault(role.name, []).append(handle)
+      launch.write()
+    except (OSError, psutil.Error, backend.BackendError) as e:
+      _end(started, _LEAVE_TIMEOUT)
+      raise backend.BackendError(f'{e}: what had been started was ended') from e
 
 
 def process_of(handle: dict[str, Any]) -> psutil.Process | None:

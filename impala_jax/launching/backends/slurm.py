@@ -5,10 +5,12 @@ requeues jobs whose node is lost or preempted. Not one heterogeneous job: losing
 actor's node would requeue the learner.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import re
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from impala_jax.launching import program as program_lib
@@ -49,7 +51,7 @@ class Slurm(backend.Backend):
     self.write_files(program, self.render(program))
     RunDirectory(pathlib.Path(program.run_dir)).begin_launch()
     handles: dict[str, Any] = {}
-    try:
+    with _all_or_nothing(lambda: _job_ids(handles)):
       for role in program.roles:
         if role.one_by_one:
           handles[role.name] = []
@@ -58,11 +60,7 @@ class Slurm(backend.Backend):
             handles[role.name].append({'job': job, 'first': first, 'count': count})
         else:
           handles[role.name] = _sbatch(program, f'{role.name}.sbatch')
-    except backend.BackendError:
-      if jobs := _job_ids(handles):
-        backend.run_command(['scancel', *jobs])
-      raise
-    return self.new_launch(program, handles)
+      return self.new_launch(program, handles)
 
   def status(self, launch: backend.Launch) -> list[backend.Task]:
     places = []
@@ -91,16 +89,18 @@ class Slurm(backend.Backend):
     program = launch.program.scaled(role, replicas)
     chunks = launch.handles[role]
     if replicas > before:
-      for first, count in slurm_scripts.chunks(self.options, before, replicas):
-        name = slurm_scripts.file_name(role, first, len(chunks))
-        script = slurm_scripts.array(
-          program, self.options, program.role(role), first, count
-        )
-        self.write_files(program, {name: script})
-        job = _sbatch(program, name)
-        chunks.append({'job': job, 'first': first, 'count': count})
-        # At once: a later failure must not forget this one.
-        launch.program = program.scaled(role, first + count)
+      more: list[dict[str, Any]] = []
+      with _all_or_nothing(lambda: [c['job'] for c in more]):
+        for first, count in slurm_scripts.chunks(self.options, before, replicas):
+          name = slurm_scripts.file_name(role, first, len(chunks) + len(more))
+          script = slurm_scripts.array(
+            program, self.options, program.role(role), first, count
+          )
+          self.write_files(program, {name: script})
+          job = _sbatch(program, name)
+          more.append({'job': job, 'first': first, 'count': count})
+        launch.handles[role] = [*chunks, *more]
+        launch.program = program
         launch.write()
       return f'{role}: {before} -> {replicas}'
     cancelled = []
@@ -143,6 +143,23 @@ class Slurm(backend.Backend):
     return '; '.join(['stopped', *words])
 
 
+@contextlib.contextmanager
+def _all_or_nothing(jobs: Callable[[], list[str]]) -> Iterator[None]:
+  """Cancels the jobs that the block has submitted, and no others, where it fails."""
+  try:
+    yield
+  except BaseException as e:
+    submitted = jobs()
+    try:
+      if submitted:
+        backend.run_command(['scancel', *submitted])
+    except backend.BackendError as left:
+      raise backend.BackendError(
+        f'{e}; still there are the jobs {", ".join(submitted)}: {left}'
+      ) from e
+    raise
+
+
 def _sbatch(program: program_lib.Program, name: str) -> str:
   path = RunDirectory(pathlib.Path(program.run_dir)).launch_files / name
   # On a federation the answer is job;cluster.
@@ -182,7 +199,8 @@ def _jobs(launch: backend.Launch) -> dict[str, tuple[str, str, str]]:
     try:
       text = backend.run_command([
           'sacct', '--noheader', '--parsable2', '--allocations', '--array',
-          f'--jobs={",".join(sorted(forgotten))}', '--format=JobID,State,NodeList',
+          f'--jobs={",".join(sorted(forgotten))}', f'--name={names}',
+          '--format=JobID,State,NodeList',
       ])  # fmt: skip
     except backend.BackendError:  # A cluster without accounting.
       text = ''

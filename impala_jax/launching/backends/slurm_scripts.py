@@ -36,13 +36,24 @@ class Options(backend.Options):
       for f in ('array_throttle', 'max_array_size')
       if getattr(self, f) < 0
     ]
-    if '\n' in self.extra:
-      problems.append(('extra', 'must be one line'))
+    try:
+      shlex.split(self.extra)
+    except ValueError as e:
+      problems.append(('extra', f'must be arguments as in a shell: {e}'))
     return problems
 
 
 def render(program: program_lib.Program, options: Options) -> dict[str, str]:
-  """One script a role; of several replicas one for each array."""
+  """One script a role; of several replicas one for each array.
+
+  Raises:
+    backend.BackendError: no script can say where its output goes.
+  """
+  if '\\' in program.run_dir:
+    # There Slurm writes %j, and not a number, into the name of the file.
+    raise backend.BackendError(
+      f'run_dir is {program.run_dir!r}: must hold no backslash on Slurm'
+    )
   files = {}
   for role in program.roles:
     if not role.one_by_one:
@@ -85,11 +96,12 @@ def _script(
   partition = options.partition
   if role.name in ('learner', 'inference'):
     partition = getattr(options, f'{role.name}_partition') or partition
+  logs = f'{program.run_dir}/logs'.replace('%', '%%')
   wanted = {
     'job-name': f'{program.name}-{role.name}',
     'array': array,
     'chdir': program.work_dir,
-    'output': f'{program.run_dir}/logs/slurm-%x-{"%A_%a" if array else "%j"}.out',
+    'output': f'{logs}/slurm-%x-{"%A_%a" if array else "%j"}.out',
     'open-mode': 'append',
     'nodes': nodes,
     'ntasks': nodes,
@@ -107,14 +119,15 @@ def _script(
   }
   lines = ['#!/bin/bash', '#SBATCH --requeue']
   lines += [f'#SBATCH --{k}={_quoted(v)}' for k, v in wanted.items() if v != '']
-  lines += [f'#SBATCH {options.extra}'] if options.extra else []
+  lines += [f'#SBATCH {_quoted(word)}' for word in shlex.split(options.extra)]
   variables = role_environment.variables(
     run_dir=program.run_dir, count=program.main.replicas
   )
   lines += [
     'set -e',
     *(f'export {k}={shlex.quote(v)}' for k, v in variables.items()),
-    *([options.setup] if options.setup else []),
+    # Whatever it says, it ends there.
+    *([f'eval {shlex.quote(options.setup)}'] if options.setup else []),
     f'exec {shlex.join(_command(program, options, role, bool(array), first, nodes))}',
   ]
   return '\n'.join(lines) + '\n'
@@ -163,5 +176,8 @@ def file_name(role: str, first: int, generation: int = 0) -> str:
 
 
 def _quoted(value: object) -> str:
+  """As sbatch reads its lines, which is not quite as a shell does."""
   text = str(value)
-  return f'"{text}"' if re.search(r'\s', text) else text
+  if re.fullmatch(r'[-\w./=][-\w./:=,@%+]*', text, re.ASCII):
+    return text
+  return '"' + re.sub(r'(["\\])', r'\\\1', text) + '"'

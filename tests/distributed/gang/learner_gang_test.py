@@ -1,6 +1,5 @@
 """Two learner processes update as one process with as many devices does."""
 
-import os
 import subprocess
 import sys
 
@@ -11,16 +10,23 @@ import pytest
 from impala_jax import components
 from impala_jax import config as config_lib
 from impala_jax.learning import learner as learner_lib
-from tests import synthetic
+from tests import strange_machine, synthetic
 
 UPDATES = 3
 
 
-def run_gang(run_dir, devices: int, count: int = 2) -> list[subprocess.Popen[str]]:
+def run_gang(
+  run_dir, devices: int, machine: strange_machine.Machine, count: int = 2
+) -> list[subprocess.Popen[str]]:
+  process = [sys.executable, '-m', 'tests.gang_process', str(run_dir)]
   return [
     subprocess.Popen(
-      [sys.executable, '-m', 'tests.gang_process', run_dir, str(devices), str(UPDATES)],
-      env={**os.environ, 'IMPALA_COUNT': str(count), 'IMPALA_INDEX': str(index)},
+      [*machine.enter, *process, str(devices), str(UPDATES)],
+      env={
+        **machine.environment,
+        'IMPALA_COUNT': str(count),
+        'IMPALA_INDEX': str(index),
+      },
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -29,9 +35,12 @@ def run_gang(run_dir, devices: int, count: int = 2) -> list[subprocess.Popen[str
   ]
 
 
-@pytest.mark.parametrize('devices', [1, 2])
-def test_two_processes_give_the_update_of_one_with_all_devices(tmp_path, devices):
-  processes = run_gang(tmp_path, devices)
+@pytest.mark.parametrize(('devices', 'strange'), [(1, True), (2, False)])
+def test_two_processes_give_the_update_of_one_with_all_devices(
+  tmp_path, devices, strange
+):
+  machine = strange_machine.Machine(strange)
+  processes = run_gang(tmp_path, devices, machine)
   try:
     for process in processes:
       output, _ = process.communicate(timeout=240)

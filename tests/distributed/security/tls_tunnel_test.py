@@ -9,6 +9,8 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 
@@ -21,6 +23,8 @@ from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import tunnel as tls_tunnel
 from impala_jax.distributed.transport import protocol as transport
+from impala_jax.launching import processes
+from impala_jax.runtime.run_directory import RunDirectory
 from tests.distributed.transport import transport_contract as contract
 
 x509 = pytest.importorskip('cryptography.x509', reason='no cryptography (latest set)')
@@ -226,6 +230,38 @@ def test_the_file_of_a_socket_is_not_yet_a_listener(tmp_path):
   assert not tls_tunnel._listens_at(path)
 
 
+@_needs_stunnel
+@pytest.mark.parametrize('alone', [True, False])
+def test_on_one_machine_it_listens_for_this_machine_alone(stack, folder, alone):
+  server = tls_tunnel.Server(learner_of(folder), 9, loopback_only=alone)
+  stack.callback(server.close)
+  (tunnel,) = _stunnels()
+  hosts = {c.laddr.ip for c in tunnel.net_connections() if c.status == 'LISTEN'}
+  assert hosts == {'127.0.0.1'} if alone else hosts & {'::', '0.0.0.0'}
+
+
+@_needs_stunnel
+@pytest.mark.parametrize('name', ['x' * 90, 'a b%20:c', '实验'])
+def test_a_folder_that_is_no_place_for_a_socket(
+  stack, folder, monkeypatch, name, tmp_path
+):
+  pytest.importorskip('reverb', reason='Reverb is not installed (latest set)')
+  from impala_jax.distributed.transport import reverb as reverb_transport
+
+  (tmp_path / name).mkdir()
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / name))
+  form = contract.layout()
+  reader = reverb_transport.ReverbReader(form, 4, 8)
+  stack.callback(reader.close)
+  server = tls_tunnel.Server(learner_of(folder), reader.port)
+  stack.callback(server.close)
+  client = tls_tunnel.Client(client_of(folder), f'127.0.0.1:{server.port}')
+  stack.callback(client.close)
+  writer = reverb_transport.ReverbWriter(client.address, form)
+  stack.callback(writer.close)
+  writer.write(contract.row(form, 0), contract.LONG)
+
+
 def _stunnels() -> list[psutil.Process]:
   return [c for c in psutil.Process().children() if 'stunnel' in c.name()]
 
@@ -338,3 +374,37 @@ def test_control_with_keys(stack, folder, other, caplog):
   stack.callback(impostor.close)
   with pytest.raises(transport.TransportError):
     fetch(client_of(folder), impostor.address)
+
+
+_CONTROL = """
+import pathlib, sys
+from impala_jax.distributed.control import board, grpc
+from impala_jax.distributed.security import keys
+learner = keys.load(pathlib.Path(sys.argv[1]), keys.LEARNER)
+print(grpc.Server(board.Board(), keys=learner).port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_learners_control_takes_tls_1_3_alone(stack, folder, tmp_path):
+  run = RunDirectory(tmp_path)
+  learner = subprocess.Popen(
+    [sys.executable, '-c', _CONTROL, str(folder)],
+    env=processes.environment_of(run, 'learner', 0, 0),
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+  )  # fmt: skip
+  stack.enter_context(learner)  # Closes its input, and waits for it.
+  port = int(learner.stdout.readline())
+
+  def version(newest):
+    context = ssl.create_default_context(cafile=folder / 'authority.crt')
+    context.load_cert_chain(folder / 'client.crt', folder / 'client.key')
+    context.set_alpn_protocols(['h2'])
+    context.maximum_version = newest
+    plain = socket.create_connection(('127.0.0.1', port), timeout=contract.LONG)
+    with plain, context.wrap_socket(plain, server_hostname=run_keys.LEARNER) as secure:
+      return secure.version()
+
+  assert version(ssl.TLSVersion.TLSv1_3) == 'TLSv1.3'
+  with pytest.raises(OSError, match=r'(?i)handshake|closed|eof|reset'):
+    version(ssl.TLSVersion.TLSv1_2)
