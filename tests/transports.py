@@ -4,4 +4,5 @@ import importlib.util
 
 HAVE_REVERB = importlib.util.find_spec('reverb') is not None
 BETWEEN_PROCESSES = 'reverb' if HAVE_REVERB else 'tcp'
-ALL = ['local', 'tcp', *(['reverb'] if HAVE_REVERB else [])]
+ALL_BETWEEN_PROCESSES = ['tcp', *(['reverb'] if HAVE_REVERB else [])]
+ALL = ['local', *ALL_BETWEEN_PROCESSES]

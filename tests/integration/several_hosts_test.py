@@ -140,8 +140,9 @@ def running(tmp_path, *settings: str, **wire: float):
 
 
 @pytest.mark.timeout(900)
-def test_a_host_is_cut_off_and_comes_back(tmp_path):
-  with running(tmp_path) as (network, run):
+@pytest.mark.parametrize('transport', transports.ALL_BETWEEN_PROCESSES)
+def test_a_host_is_cut_off_and_comes_back(tmp_path, transport):
+  with running(tmp_path, f'transport.kind={transport}') as (network, run):
     cut = time.monotonic()
     network.cut('actor_b')
     # The other one carries on.
@@ -167,11 +168,16 @@ def test_a_host_is_cut_off_and_comes_back(tmp_path):
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize('transport', transports.ALL_BETWEEN_PROCESSES)
 @pytest.mark.parametrize('tls', [False, True], ids=['plain', 'with keys'])
-def test_a_slow_wire_that_loses_frames(tmp_path, tls):
-  if tls and not (shutil.which('stunnel') or shutil.which('stunnel4')):
+def test_a_slow_wire_that_loses_frames(tmp_path, transport, tls):
+  if (
+    tls
+    and transport == 'reverb'
+    and not (shutil.which('stunnel') or shutil.which('stunnel4'))
+  ):
     pytest.skip('the program stunnel is not installed (Debian: stunnel4)')
-  settings = ['transport.tls=true'] if tls else []
+  settings = [f'transport.kind={transport}', f'transport.tls={tls}']
   with running(tmp_path, *settings, delay=0.02, loss=0.01) as (_, run):
     run.await_updates(20)
     last = run.stop()
