@@ -21,7 +21,7 @@ from impala_jax import configs
 from impala_jax.distributed.roles import run as run_role
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.launching import run_directory
-from tests import network_namespaces
+from tests import network_namespaces, transports
 
 pytestmark = pytest.mark.services
 _START = 300.0  # Seconds for processes to come up on a busy machine.
