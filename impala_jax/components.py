@@ -110,7 +110,8 @@ def build(config: config_lib.Config, custom: Custom | None = None) -> Components
   layout = unroll_layout.UnrollLayout(
     unroll_layout.unroll_spec(
       spec, one, config.actor.unroll_length, config.actor.send_logits
-    )
+    ),
+    spec.num_actions,
   )
   return Components(config, spec, agent, layout, custom)
 

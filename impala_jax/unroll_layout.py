@@ -36,12 +36,17 @@ HEADER = np.dtype(
 _CHECKED_FROM = HEADER.fields['actor_id'][1]  # type: ignore[index]
 
 
+# Numbers beyond it make squares that are not finite, and so cost a whole batch.
+_LARGEST = 1e15
+
+
 class Field(NamedTuple):
   name: str
   shape: tuple[int, ...]
   dtype: np.dtype[Any]
   offset: int
   nbytes: int
+  bounds: tuple[float, float] | None  # Of its numbers; None for any.
 
 
 def aligned_empty(shape: tuple[int, ...]) -> types.Rows:
@@ -61,9 +66,10 @@ class UnrollLayout:
   Args:
     spec: an `Unroll` whose leaves are `types.ArraySpec` with the time axes of an
       unbatched unroll (`[T + 1, ...]`, `[T]`, `[]`).
+    num_actions: A; None where it is not known.
   """
 
-  def __init__(self, spec: types.Unroll):
+  def __init__(self, spec: types.Unroll, num_actions: int | None = None):
     leaves, self._treedef = jax.tree_util.tree_flatten_with_path(
       spec, is_leaf=lambda x: isinstance(x, types.ArraySpec)
     )
@@ -74,7 +80,8 @@ class UnrollLayout:
       dtype = np.dtype(leaf.dtype)
       nbytes = dtype.itemsize * math.prod(leaf.shape)
       name = jax.tree_util.keystr(path).lstrip('.')
-      fields.append(Field(name, tuple(leaf.shape), dtype, offset, nbytes))
+      bounds = _bounds(name, dtype, num_actions or 2**31)
+      fields.append(Field(name, tuple(leaf.shape), dtype, offset, nbytes, bounds))
       offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
     self.fields: tuple[Field, ...] = tuple(fields)
     self.nbytes = offset
@@ -152,6 +159,35 @@ class UnrollLayout:
       return 'fails its checksum'
     return None
 
+  def impossible(self, rows: types.Rows) -> dict[int, str]:
+    """Which rows hold numbers that no actor can have meant, and which numbers.
+
+    NaN and infinities anywhere (a forbidden action's behaviour logit may be -inf),
+    actions and step types that there are not, discounts outside of [0, 1].
+
+    Args:
+      rows: uint8 [N, nbytes].
+
+    Returns:
+      Why a row must be refused, by its index; empty where all may be had.
+    """
+    found: dict[int, str] = {}
+    for f in self.fields:
+      if f.bounds is None or not f.nbytes:
+        continue
+      numbers = rows[:, f.offset : f.offset + f.nbytes].view(f.dtype)
+      low, high = f.bounds
+      # Of NaN no comparison holds. All rows at once: most of the cost are the calls.
+      if numbers.min() >= low and numbers.max() <= high:
+        continue
+      for i, (least, most) in enumerate(
+        zip(numbers.min(axis=1), numbers.max(axis=1), strict=True)
+      ):
+        if not (least >= low and most <= high):
+          text = f'{f.name} lies in [{least}, {most}]: must lie in [{low:g}, {high:g}]'
+          found.setdefault(i, text)
+    return found
+
   def unpack(self, rows: jax.Array) -> types.Unroll:
     """Cuts uint8 `rows` [..., nbytes] into the arrays [..., *shape], jittable."""
     lead = rows.shape[:-1]
@@ -212,6 +248,21 @@ def unroll_spec(
     ),
     task_id=types.ArraySpec((), i4),
   )
+
+
+def _bounds(
+  name: str, dtype: np.dtype[Any], num_actions: int
+) -> tuple[float, float] | None:
+  known = {
+    'timestep.step_type': (types.StepType.FIRST, types.StepType.LAST),
+    'timestep.discount': (0.0, 1.0),
+    'action': (0, num_actions - 1),
+    'last_action': (0, num_actions - 1),
+    'behaviour_logits': (-math.inf, _LARGEST),
+    'task_id': (0, 2**31 - 1),
+  }
+  floating = jnp.issubdtype(dtype, np.floating)
+  return known.get(name, (-_LARGEST, _LARGEST) if floating else None)
 
 
 def _checksum(row: types.Rows) -> int:

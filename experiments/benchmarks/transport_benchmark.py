@@ -63,10 +63,11 @@ def make_rows(form: unroll_layout.UnrollLayout, content: str) -> np.ndarray:
   """Unsealed rows uint8 [_DISTINCT, nbytes]."""
   rng = np.random.default_rng(0)
   rows = form.allocate(_DISTINCT)
-  if content == 'noise':
-    rows[:] = rng.integers(0, 256, rows.shape, dtype=np.uint8)
-    return rows
   rows[:] = 0
+  if content == 'noise':
+    observation = form.views(rows).timestep.observation
+    observation[:] = rng.integers(0, 256, observation.shape, dtype=np.uint8)
+    return rows
   for row in rows:
     views = form.views(row)
     if views.timestep.observation.ndim == 4:

@@ -98,6 +98,7 @@ class Seen(NamedTuple):
     received: put into batches.
     lost: numbers skipped in between.
     stale: refused for their age.
+    refused: for what they held.
   """
 
   first: int
@@ -105,6 +106,7 @@ class Seen(NamedTuple):
   received: int
   lost: int
   stale: int
+  refused: int = 0
 
 
 # Of an actor process: index and incarnation.
@@ -118,7 +120,7 @@ def balance(
 
   Of each actor process, over the learner processes that saw it, one after another:
 
-    sent = received + stale + lost + gone - repeated + unheard
+    sent = received + stale + refused + lost + gone - repeated + unheard
 
   `gone` are numbers between the last that one learner counted and the first that its
   successor did: what was in the queue, or not yet counted, when a learner died.
@@ -137,19 +139,20 @@ def balance(
     `unbalanced`: counts that contradict each other, in words.
   """
   sums = dict.fromkeys(
-    ('sent', 'received', 'stale', 'lost', 'gone', 'repeated', 'unheard'), 0
+    ('sent', 'received', 'stale', 'refused', 'lost', 'gone', 'repeated', 'unheard'), 0
   )
   most_gone, unbalanced = 0, []
   after: dict[Writer, int] = {}
   for ledger in ledgers:
     for key, seen in ledger.items():
-      if seen.next - seen.first != seen.received + seen.stale + seen.lost:
+      came = seen.received + seen.stale + seen.refused
+      if seen.next - seen.first != came + seen.lost:
         unbalanced.append(f'actor {key[0]}, incarnation {key[1]}: {seen}')
       gap = seen.first - after.get(key, 0)
       sums['gone'] += max(gap, 0)
       sums['repeated'] += max(-gap, 0)
       most_gone = max(most_gone, gap)
-      for name in ('received', 'stale', 'lost'):
+      for name in ('received', 'stale', 'refused', 'lost'):
         sums[name] += getattr(seen, name)
       after[key] = seen.next
   writers = {*after, *reported}

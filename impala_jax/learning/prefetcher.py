@@ -18,7 +18,8 @@ class Prefetcher:
   """Reads batches and starts their transfer in a thread, one ahead.
 
   The first one is for `update`; what is older than `max_lag` updates by then, if that
-  is not 0, the reader refuses.
+  is not 0, the reader refuses. So it does with what claims to be newer: parameters of
+  that version nobody can have yet.
   """
 
   def __init__(
@@ -56,6 +57,7 @@ class Prefetcher:
       try:
         if self._max_lag:
           self._reader.refuse_older(self._update - self._max_lag)
+        self._reader.refuse_newer(self._update)
         batch = self._reader.read(timeout=0.5)
         self._update += 1
         item: _Item = (batch, self._put(batch.rows))

@@ -143,7 +143,7 @@ class Recorder:
     counts = {
       **dataclasses.asdict(self._stats()),
       'parameter_fetches': self._control.fetches,
-      'reports_refused': self._control.refused,
+      'reports_refused': self._control.refusals.total,
     }
     counts = {k: v + int(sum(o.get(k, 0) for o in others)) for k, v in counts.items()}
     lag_mean, lag_max = self._take_lag(others)

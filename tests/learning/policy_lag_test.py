@@ -15,18 +15,21 @@ class _Reader:
   """Notes the limit under which each batch was read."""
 
   def __init__(self):
-    self.limit = None
+    self.limit = self.newest = None
     self.limits = []
     self.enough = threading.Event()
 
   def refuse_older(self, version):
     self.limit = version
 
+  def refuse_newer(self, version):
+    self.newest = version
+
   def read(self, timeout):
     if len(self.limits) == 5:
       self.enough.set()
       raise transport.Closed
-    self.limits.append(self.limit)
+    self.limits.append((self.limit, self.newest))
     return transport.Batch(np.zeros((1, 1), np.uint8))
 
 
@@ -41,8 +44,9 @@ def _limits(**kwargs):
 
 
 def test_each_batch_is_read_for_the_update_that_it_is_for():
-  assert _limits(update=10, max_lag=4) == [6, 7, 8, 9, 10]
-  assert _limits(update=10) == [None] * 5
+  newest = range(10, 15)
+  assert _limits(update=10, max_lag=4) == [(n - 4, n) for n in newest]
+  assert _limits(update=10) == [(None, n) for n in newest]
 
 
 def test_a_run_keeps_its_limit_and_goes_on():

@@ -69,7 +69,7 @@ def test_a_record_is_of_all_learners_together():
   own = run.record(8)
   assert (own.policy_lag_mean, own.policy_lag_max, own.queue_fill) == (2.0, 4, 5 / 8)
   run.control.fetches = 2
-  run.control.refuse('nonsense')
+  run.control.refusals.add('a stranger', 'nonsense')
   for index, lag in ((1, 6.0), (2, 1.0)):
     run.tell(
       'learner',

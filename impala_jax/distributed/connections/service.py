@@ -39,7 +39,7 @@ class Service:
     self,
     name: str,
     protocol: Callable[[], asyncio.BaseProtocol],
-    host: str = '127.0.0.1',
+    host: str = ports.LOOPBACK,
     port: int = 0,
     keys: run_keys.Keys | None = None,
   ):

@@ -1,13 +1,18 @@
 """The control over gRPC, for processes other than the learner's.
 
-Two unary methods with msgpack bodies, each call with a deadline. The parameters of
-one version are serialised once, whoever asks for them. What arrives is judged at the
-door (`wire`): what makes no sense is refused and counted. With the keys of the run both
-sides show certificates; without, the address must be private to the run.
+Two methods of one message each way, msgpack, each call with a deadline. The parameters
+of one version are serialised once, whoever asks for them. What arrives is judged at the
+door (`wire`): what makes no sense, is too large or comes too fast is refused and
+counted. With the keys of the run both sides show certificates; without, the address
+must be private to the run.
 """
 
+import collections
 import concurrent.futures
 import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import grpc
@@ -23,7 +28,6 @@ from impala_jax.distributed.transport import protocol as transport
 _SERVICE = 'impala_jax.Control'
 _OPTIONS = [
   ('grpc.max_send_message_length', -1),
-  ('grpc.max_receive_message_length', -1),
   # Without this a second server on the same port silently shares it.
   ('grpc.so_reuseport', 0),
   # What the user's shell says of proxies is not about this machine's peers.
@@ -31,6 +35,16 @@ _OPTIONS = [
   # A client made after a failure asks anew, rather than wait out the pause of another.
   ('grpc.use_local_subchannel_pool', 1),
 ]
+# Parameters are as large as they are; what comes to the learner is not.
+_TO_CLIENT = ('grpc.max_receive_message_length', -1)
+_TO_SERVER = ('grpc.max_receive_message_length', wire.LARGEST)
+# Each call that has begun holds one, also one whose message does not come.
+_THREADS = 64
+_PATIENCE = 10.0  # Seconds for the message of a call.
+# Of one connection: what another learner hands on of a thousand actors fits in.
+_CALLS_PER_SECOND = 1000.0
+_CALLS_AT_ONCE = 4000
+_MOST_CONNECTIONS = 4096  # Whose rates are known.
 
 
 class Server:
@@ -56,11 +70,17 @@ class Server:
     self._control = control
     self._serialised: tuple[int, bytes] = (-1, b'')
     self._lock = threading.Lock()
-    pool = concurrent.futures.ThreadPoolExecutor(8, 'control')
-    self._server = grpc.server(pool, options=_OPTIONS)
+    self._unpacking = threading.Lock()
+    self._rates = _Rates()
+    self._waiting: dict[grpc.ServicerContext, float] = {}  # Calls, since when.
+    self._closed = threading.Event()
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS, 'control')
+    self._server = grpc.server(pool, options=[*_OPTIONS, _TO_SERVER])
+    # A stream of one message looks the same to clients; here a call is seen, and can be
+    # counted and ended, before its message is there.
     handlers = {
-      'Fetch': grpc.unary_unary_rpc_method_handler(self._fetch),
-      'Report': grpc.unary_unary_rpc_method_handler(self._report),
+      'Fetch': grpc.stream_unary_rpc_method_handler(self._fetch),
+      'Report': grpc.stream_unary_rpc_method_handler(self._report),
     }
     self._server.add_generic_rpc_handlers(
       (grpc.method_handlers_generic_handler(_SERVICE, handlers),)
@@ -78,15 +98,21 @@ class Server:
       raise OSError(f'cannot listen on {host}:{port}: {e}') from e
     self.address = f'{host}:{self.port}'
     self._server.start()
+    threading.Thread(
+      target=self._end_silent_calls, name='control-patience', daemon=True
+    ).start()
 
   def close(self) -> None:
+    self._closed.set()
     self._server.stop(grace=1.0).wait(timeout=5.0)
 
-  def _fetch(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+  def _fetch(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    sender = _host(context)
+    request = self._receive(requests, context, sender)
     try:
       newer = self._control.fetch(*wire.unpack_fetch(request))
     except wire.Refused as e:
-      self._refuse(context, e)
+      self._refuse(context, sender, e)
     if newer is None:
       return bytes(msgpack.packb(None))
     version, params = newer
@@ -100,19 +126,78 @@ class Server:
         self._serialised = (version, serialization.msgpack_serialize(message))
       return self._serialised[1]
 
-  def _report(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+  def _report(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    control, sender = self._control, _host(context)
+    request = self._receive(requests, context, sender)
     try:
-      report, refused = wire.unpack(request, self._control.levels)
+      with self._unpacking:  # In memory a message may be fifty times as large.
+        report, refused = wire.unpack(request, control.levels, control.processes)
     except wire.Refused as e:
-      self._refuse(context, e)
+      self._refuse(context, sender, e)
     for why in refused:
-      self._control.refuse(f'{report.role} {report.index} at {context.peer()}: {why}')
-    return bytes(msgpack.packb(self._control.report(report)))
+      control.refusals.add(f'{report.role} {report.index} at {sender}', why)
+    return bytes(msgpack.packb(control.report(report)))
 
-  def _refuse(self, context: grpc.ServicerContext, why: wire.Refused) -> NoReturn:
-    self._control.refuse(f'{context.peer()}: {why}')
-    context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(why))
+  def _receive(
+    self, requests: Iterator[bytes], context: grpc.ServicerContext, sender: str
+  ) -> bytes:
+    """The message of a call; ends the call where it is not to be had."""
+    if not self._rates.take(context.peer()):
+      allowed = f'at most {_CALLS_PER_SECOND:g} a second'
+      why = wire.Refused('rate of calls', 'higher', allowed)
+      self._refuse(context, sender, why, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    self._waiting[context] = time.monotonic()
+    try:
+      return next(requests)
+    except Exception:  # Of many kinds: too large, broken off, none, too slow.
+      allowed = f'one whole message of at most {wire.LARGEST} bytes'
+      self._refuse(context, sender, wire.Refused('message', 'none', allowed))
+    finally:
+      self._waiting.pop(context, None)
+
+  def _refuse(
+    self,
+    context: grpc.ServicerContext,
+    sender: str,
+    why: wire.Refused,
+    code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT,
+  ) -> NoReturn:
+    self._control.refusals.add(sender, why)
+    context.abort(code, str(why))
     raise AssertionError  # `abort` does not return.
+
+  def _end_silent_calls(self) -> None:
+    """Else a few of them would hold all threads for good."""
+    while not self._closed.wait(1.0):
+      limit = time.monotonic() - _PATIENCE
+      for context, since in list(self._waiting.items()):
+        if since < limit:
+          context.cancel()
+
+
+class _Rates:
+  """Whether connections keep to the rate of calls. Safe for threads."""
+
+  def __init__(self) -> None:
+    self._lock = threading.Lock()
+    # Calls that each may still make, and when that was so; longest silent first.
+    self._left: collections.OrderedDict[str, tuple[float, float]]
+    self._left = collections.OrderedDict()
+
+  def take(self, connection: str) -> bool:
+    now = time.monotonic()
+    with self._lock:
+      left, then = self._left.pop(connection, (float(_CALLS_AT_ONCE), now))
+      left = min(left + (now - then) * _CALLS_PER_SECOND, _CALLS_AT_ONCE)
+      self._left[connection] = max(0.0, left - 1.0), now
+      if len(self._left) > _MOST_CONNECTIONS:
+        self._left.popitem(last=False)
+    return left >= 1.0
+
+
+def _host(context: grpc.ServicerContext) -> str:
+  """Where a call comes from, without the port, which is another each time."""
+  return urllib.parse.unquote(context.peer()).rpartition(':')[0]
 
 
 class Client:
@@ -135,7 +220,7 @@ class Client:
     self._address = address
     self._timeout = timeout
     if keys is None:
-      self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+      self._channel = grpc.insecure_channel(address, options=[*_OPTIONS, _TO_CLIENT])
     else:
       authority, certificate, key = (file.read_bytes() for file in keys)
       # The name belongs to the certificate, not to the machine.
@@ -143,7 +228,7 @@ class Client:
       self._channel = grpc.secure_channel(
         address,
         grpc.ssl_channel_credentials(authority, key, certificate),
-        options=[*_OPTIONS, name],
+        options=[*_OPTIONS, _TO_CLIENT, name],
       )
     self._fetch = self._channel.unary_unary(f'/{_SERVICE}/Fetch')
     self._report = self._channel.unary_unary(f'/{_SERVICE}/Report')

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from impala_jax import types
+from impala_jax.runtime import refusals
 
 Role = Literal['actor', 'evaluator', 'inference', 'learner']
 
@@ -118,14 +119,17 @@ class Control(Client, Protocol):
     identity: another one each time that a learner starts. Versions of different
       learners do not compare: one that came back from a checkpoint begins lower.
     levels: of the run; what events may speak of.
+    processes: indices of each role as far as they are known. Of actors others may
+      come, of the other roles only these. Empty: of all roles any.
     fetches: how often parameters were given.
-    refused: how many messages and events made no sense.
+    refusals: messages and events that made no sense.
   """
 
   identity: str
   levels: Sequence[str]
+  processes: Mapping[Role, range]
   fetches: int
-  refused: int
+  refusals: refusals.Refusals
 
   def publish(self, version: int, copy: Callable[[], types.Nest]) -> None:
     """Offers parameters; `copy` is called, once, when they are first asked for."""
@@ -142,9 +146,6 @@ class Control(Client, Protocol):
       have_version: what the client has; -1 for nothing.
       of: `identity` of the learner that `have_version` is of; None for this one.
     """
-
-  def refuse(self, why: str) -> None:
-    """Counts what made no sense; says so once in a while."""
 
   def drain_events(self) -> list[Event]:
     """Events reported since the last call, oldest first."""

@@ -10,12 +10,13 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from impala_jax.distributed.control import board, protocol
+from impala_jax.distributed.control import board, protocol, wire
 from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.transport import protocol as transport
 
 _INTERVAL = 2.0  # Seconds.
 _MOST_EVENTS = 10_000  # Kept while learner 0 is out of reach.
+_MOST_REPORTS = 10_000  # Likewise, of as many processes.
 _GAUGES = ('queued', 'capacity')  # Of `ReaderStats`; the others are totals.
 
 
@@ -26,13 +27,20 @@ class Relay(board.Board):
     levels: of the run.
     index: of this learner.
     incarnation: of its process.
+    processes: see `protocol.Control`.
 
   Attributes:
     lost_events: how many could not be kept for learner 0.
   """
 
-  def __init__(self, levels: Sequence[str], index: int, incarnation: int):
-    super().__init__(levels)
+  def __init__(
+    self,
+    levels: Sequence[str],
+    index: int,
+    incarnation: int,
+    processes: Mapping[protocol.Role, range] | None = None,
+  ):
+    super().__init__(levels, processes)
     self._key = (index, incarnation)
     self._relay_lock = threading.Lock()
     self._reports: dict[tuple[protocol.Role, int, int], protocol.Report] = {}
@@ -63,7 +71,8 @@ class Relay(board.Board):
   def report(self, report: protocol.Report) -> bool:
     with self._relay_lock:
       key = report.role, report.index, report.incarnation
-      self._reports[key] = dataclasses.replace(report, events=())
+      if key in self._reports or len(self._reports) < _MOST_REPORTS:
+        self._reports[key] = dataclasses.replace(report, events=())
       self._kept.extend(report.events)
       while len(self._kept) > _MOST_EVENTS:
         self._kept.popleft()
@@ -88,17 +97,21 @@ class Relay(board.Board):
     assert self._client is not None
     with self._relay_lock:
       reports, self._reports = self._reports, {}
-      events = tuple(self._kept)
+      events = list(self._kept)
       self._kept.clear()
     totals = dataclasses.asdict(self._stats())
     gauges = {name: totals.pop(name) for name in _GAUGES}
-    totals |= {'parameter_fetches': self.fetches, 'reports_refused': self.refused}
-    own = protocol.Report(
-      'learner', *self._key, totals, {**gauges, **self._gauges}, events
-    )
+    totals |= {
+      'parameter_fetches': self.fetches,
+      'reports_refused': self.refusals.total,
+    }
+    own = protocol.Report('learner', *self._key, totals, {**gauges, **self._gauges})
     try:
-      self._client.report(own)
-      events = ()
+      told = False
+      while events or not told:
+        part = events[: wire.MOST_EVENTS]
+        self._client.report(dataclasses.replace(own, events=part))
+        told, events = True, events[len(part) :]
       for key in list(reports):
         self._client.report(reports[key])
         del reports[key]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from impala_jax.distributed.control import protocol
+from impala_jax.distributed.control import protocol, wire
 from impala_jax.distributed.transport import protocol as transport
 
 
@@ -56,15 +56,20 @@ class Reporter:
     if now < self._next and not left:
       return True
     self._next = now + self._interval
-    report = protocol.Report(
-      *self._who, _plain(totals), _plain(gauges or {}), tuple(self._events), left
-    )
-    try:
-      go_on = self._control.report(report)
-    except transport.TransportError:
-      self._lost_at = self._lost_at or now
-      raise
-    self._events = []
+    numbers = _plain(totals), _plain(gauges or {})
+    go_on = True
+    while go_on:
+      events = tuple(self._events[: wire.MOST_EVENTS])
+      last = len(events) == len(self._events)
+      report = protocol.Report(*self._who, *numbers, events, left and last)
+      try:
+        go_on = self._control.report(report)
+      except transport.TransportError:
+        self._lost_at = self._lost_at or now
+        raise
+      del self._events[: len(events)]
+      if last:
+        break
     self._lost_at = None
     return go_on
 

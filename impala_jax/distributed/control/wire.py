@@ -1,7 +1,7 @@
 """Reports as bytes (msgpack), and the door at which those that arrive are judged.
 
-Behind it nothing is checked again: types, numbers that are finite, levels that the run
-has.
+Behind it nothing is checked again: sizes, types, numbers that are finite, levels and
+processes that the run has.
 """
 
 import functools
@@ -20,6 +20,12 @@ _KINDS: dict[str, Callable[..., protocol.Event]] = {
   'evaluation': protocol.Evaluation,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
+LARGEST = 4 << 20  # Bytes of one message.
+MOST_EVENTS = 1000  # Of one report; who has more makes several reports.
+_MOST_NAMES = 100  # Of totals, and of gauges.
+_LONGEST_NAME = 100  # Letters.
+_LONGEST_TEXT = 1000  # Letters of a cause.
+_MOST_ITEMS = 100_000  # Of one list or map.
 _END = 2**63  # Of numbers: sums of them stay finite.
 _T = TypeVar('_T')
 
@@ -41,26 +47,30 @@ def plain(event: protocol.Event) -> dict[str, Any]:
 
 
 def pack(report: protocol.Report) -> bytes:
-  message = {**vars(report), 'events': [plain(e) for e in report.events]}
+  """Bytes of a report of at most `MOST_EVENTS` events; their long texts are cut."""
+  message = {**vars(report), 'events': [_cut(plain(e)) for e in report.events]}
   return bytes(msgpack.packb(message))
 
 
 def unpack(
-  packed: bytes, levels: Sequence[str]
+  packed: bytes,
+  levels: Sequence[str],
+  processes: Mapping[protocol.Role, range] | None = None,
 ) -> tuple[protocol.Report, list[Refused]]:
   """What `pack` made, with the events that were refused: they do not harm the others.
 
   Args:
     packed: by whomsoever.
     levels: of the run.
+    processes: see `protocol.Control`; None for any.
 
   Raises:
     Refused: the report is none.
   """
   message = _unpack_map(packed, 'report')
   events = message.pop('events', None)
-  if not isinstance(events, list):
-    raise Refused('report.events', events, 'a list')
+  if not isinstance(events, list) or len(events) > MOST_EVENTS:
+    raise Refused('report.events', events, f'a list of at most {MOST_EVENTS}')
   sound: list[protocol.Event] = []
   refused = []
   for event in events:
@@ -68,7 +78,17 @@ def unpack(
       sound.append(_event(event, levels))
     except Refused as e:
       refused.append(e)
-  return _read(protocol.Report, message, 'report', events=sound), refused
+  report = _read(protocol.Report, message, 'report', events=sound)
+  for field, numbers in (('totals', report.totals), ('gauges', report.gauges)):
+    if len(numbers) > _MOST_NAMES:
+      allowed = f'of at most {_MOST_NAMES} names'
+      raise Refused(f'report.{field}', numbers, allowed)
+  known = (processes or {}).get(report.role)
+  # Actors come and go.
+  if report.role != 'actor' and known is not None and report.index not in known:
+    whose = f"one of the run's {report.role} processes"
+    raise Refused(f'report.index of role {report.role}', report.index, whose)
+  return report, refused
 
 
 def pack_fetch(have_version: int, of: str) -> bytes:
@@ -84,10 +104,21 @@ def unpack_fetch(packed: bytes) -> tuple[int, str]:
   return version, of
 
 
+def _cut(value: Any) -> Any:
+  """`value` with no text in it that would be refused for its length."""
+  if isinstance(value, dict):
+    return {k: _cut(v) for k, v in value.items()}
+  return value[:_LONGEST_TEXT] if isinstance(value, str) else value
+
+
 def _unpack_map(packed: bytes, name: str) -> dict[Any, Any]:
+  if len(packed) > LARGEST:
+    raise Refused(f'size of {name}', len(packed), f'at most {LARGEST} bytes')
   try:
-    message = msgpack.unpackb(packed)
-  except ValueError:
+    message = msgpack.unpackb(
+      packed, max_array_len=_MOST_ITEMS, max_map_len=_MOST_ITEMS, max_ext_len=0
+    )
+  except Exception:  # Of many kinds.
     raise Refused(name, packed, 'msgpack') from None
   if not isinstance(message, dict):
     raise Refused(name, message, 'a map')
@@ -170,15 +201,21 @@ def _list(check: Callable[[Any], Any], value: Any) -> list[Any]:
 
 
 def _map(check: Callable[[Any], Any], value: Any) -> dict[str, Any]:
-  if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-    raise Refused('', value, 'a map with names')
+  if not isinstance(value, dict) or not all(map(_is_name, value)):
+    raise Refused('', value, f'a map with names of at most {_LONGEST_NAME} letters')
   try:
     return {(at := k): check(v) for k, v in value.items()}
   except Refused as e:
     raise Refused(f'[{at!r:.40}]', e.value, e.allowed) from None
 
 
+def _is_name(value: Any) -> bool:
+  return isinstance(value, str) and len(value) <= _LONGEST_NAME
+
+
 def _plain(kind: type, value: Any) -> Any:
+  if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+    raise Refused('', value, f'of at most {_LONGEST_TEXT} letters')
   if isinstance(value, kind):
     return value
   raise Refused('', value, f'of type {kind.__name__}')

@@ -74,15 +74,21 @@ def _learn(
   keys = run_keys.folder_of(config, run.path)
   with contextlib.ExitStack() as stack:
     levels = config.environment.levels
+    processes: dict[protocol.Role, range] = {
+      'actor': range(config.actor.num_actors),
+      'evaluator': range(1),
+      'inference': range(config.inference.servers),
+      'learner': range(1, gang.count if first else 1),
+    }
     writer = saver = relay = None
     if first:
-      control = board.Board(levels)
+      control = board.Board(levels, processes)
       writer = sinks.RecordWriter(run.path)
       stack.callback(writer.close)
       saver = checkpointing.Saver(run.checkpoints, config.learner.keep_checkpoints)
       stack.callback(saver.close)
     else:
-      control = relay = relay_lib.Relay(levels, gang.index, here.incarnation)
+      control = relay = relay_lib.Relay(levels, gang.index, here.incarnation, processes)
     reader, addresses = stack.enter_context(
       endpoints.serve(
         config.transport.kind,

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from impala_jax import types, unroll_layout
 from impala_jax.distributed.transport import protocol as transport
+from impala_jax.runtime import refusals
 
 # One that is being completed, and three batches in the learner's hands. Pages of
 # slabs that are never needed are never touched, so they take no memory.
@@ -72,7 +72,9 @@ class LocalTransport:
     self._on_room = on_room
     self._stats = transport.ReaderStats(capacity=capacity)
     self._tracker = transport.SequenceTracker()
+    self.refusals = refusals.Refusals('unrolls')
     self._oldest: int | None = None  # Version of parameters that is still taken.
+    self._newest: int | None = None  # The newest that anybody can have.
     lock = threading.Lock()
     self._lock = lock
     self._has_room = threading.Condition(lock)  # For writers.
@@ -117,6 +119,10 @@ class LocalTransport:
     """See `transport.Reader`."""
     self._oldest = version
 
+  def refuse_newer(self, version: int) -> None:
+    """See `transport.Reader`."""
+    self._newest = version
+
   def stats(self) -> transport.ReaderStats:
     """See `transport.Reader`."""
     with self._lock:
@@ -149,47 +155,76 @@ class LocalTransport:
 
   def _take(self, number: int) -> None:
     """Moves the `number` oldest rows into the partial batch, if they are sound."""
-    for _ in range(number):
+    while number:
       slab = self._queue[0]  # Writers change the other end only.
-      row = slab.rows[slab.start]
-      problem = self.layout.problem(row)
-      with self._lock:
-        if problem is not None:
-          self._stats.corrupted += 1
-        new = problem is None and self._take_note(self.layout.header(row))
-        self._stats.received += new
-      if new:
-        if self._partial is None:
-          # As a rule the row stays where it is. It moves after a refused row,
-          # until the queue runs empty once.
-          self._partial = slab
-        target = self._partial.rows[self._sound]
-        if target.ctypes.data != row.ctypes.data:
-          np.copyto(target, row)
-      with self._lock:
-        self._sound += new
-        slab.start += 1
-        self._waiting -= 1
-        if slab.start == self._batch_size:
-          self._queue.popleft()
-          if slab is not self._partial:
-            self._recycle(slab)
-        elif self._waiting == 0 and slab is not self._partial:
-          self._queue.popleft()
-          self._recycle(slab)
-        self._has_room.notify()
+      count = min(number, self._batch_size - slab.start)
+      impossible = self.layout.impossible(slab.rows[slab.start : slab.start + count])
+      for i in range(count):
+        self._take_row(slab, impossible.get(i))
+      number -= count
     self._on_room()
 
-  def _take_note(self, header: npt.NDArray[np.void]) -> bool:
-    """Counts a sound row; whether it is wanted."""
-    writer = self._tracker.observe(header, self._stats)
-    if writer is None:
+  def _take_row(self, slab: _Slab, impossible: str | None) -> None:
+    row = slab.rows[slab.start]
+    wanted = self._judge(row, impossible)
+    if wanted:
+      if self._partial is None:
+        # As a rule the row stays where it is. It moves after a refused row,
+        # until the queue runs empty once.
+        self._partial = slab
+      target = self._partial.rows[self._sound]
+      if target.ctypes.data != row.ctypes.data:
+        np.copyto(target, row)
+    with self._lock:
+      self._sound += wanted
+      slab.start += 1
+      self._waiting -= 1
+      if slab.start == self._batch_size:
+        self._queue.popleft()
+        if slab is not self._partial:
+          self._recycle(slab)
+      elif self._waiting == 0 and slab is not self._partial:
+        self._queue.popleft()
+        self._recycle(slab)
+      self._has_room.notify()
+
+  def _judge(self, row: types.Rows, impossible: str | None) -> bool:
+    """Counts a row; whether it is wanted.
+
+    Args:
+      row: uint8 [nbytes].
+      impossible: what is wrong with its numbers, if it is sound otherwise.
+    """
+    problem = self.layout.problem(row)
+    if problem is not None:
+      with self._lock:
+        self._stats.corrupted += 1
+      self.refusals.add('unknown', problem)
       return False
-    stale = self._oldest is not None and int(header['version']) < self._oldest
-    self._stats.stale += stale
-    writer.stale += stale
-    writer.received += not stale
-    return not stale
+    header = self.layout.header(row)
+    version = int(header['version'])
+    with self._lock:
+      stats, why = self._stats, impossible
+      try:
+        writer = self._tracker.observe(header, stats)
+      except transport.Implausible as e:
+        writer, why = None, str(e)
+      else:
+        if writer is None:
+          return False
+        if version < 0 or (self._newest is not None and version > self._newest):
+          why = f'version is {version}, the newest is {self._newest}'
+        if why is None:
+          stale = self._oldest is not None and version < self._oldest
+          stats.stale += stale
+          writer.stale += stale
+          stats.received += not stale
+          writer.received += not stale
+          return not stale
+        writer.refused += 1
+      stats.refused += 1
+    self.refusals.add(f'actor {int(header["actor_id"])}', why)
+    return False
 
   def _recycle(self, slab: _Slab) -> None:
     slab.reset()

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import reprlib
 import threading
 import time
 from typing import Any
@@ -82,6 +83,7 @@ class ReverbReader:
     self._local = local_transport.LocalTransport(
       layout, batch_size, min(capacity, batch_size)
     )
+    self.refusals = self._local.refusals
     self._capacity = table_size + batch_size
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     self.port, self._port_lock = ports.reserve(port)
@@ -120,6 +122,10 @@ class ReverbReader:
   def refuse_older(self, version: int) -> None:
     """See `transport.Reader`."""
     self._local.refuse_older(version)
+
+  def refuse_newer(self, version: int) -> None:
+    """See `transport.Reader`."""
+    self._local.refuse_newer(version)
 
   def stats(self) -> transport.ReaderStats:
     """See `transport.Reader`."""
@@ -209,7 +215,7 @@ class ReverbReader:
       return True
     # From something that is no `ReverbWriter`.
     self._malformed += 1
-    logging.warning('refused a malformed item of %s', shapes)
+    self.refusals.add('unknown', f'an item of {reprlib.repr(shapes)}')
     return False
 
 

@@ -11,7 +11,6 @@ loopback; between machines inside TLS, with the keys of the run.
 import asyncio
 import collections
 import contextlib
-import logging
 import math
 import socket
 import struct
@@ -23,6 +22,7 @@ import numpy as np
 from impala_jax import types, unroll_layout
 from impala_jax.distributed.connections import messages, service
 from impala_jax.distributed.security import keys as run_keys
+from impala_jax.distributed.security import ports
 from impala_jax.distributed.transport import local as local_transport
 from impala_jax.distributed.transport import protocol as transport
 
@@ -36,7 +36,6 @@ _PLACES = 16  # Larger rows that may be on their way at a time, at most a batch.
 _ALIVE = 1.0  # Seconds between two answers to one who waits.
 _SILENCE = 10.0  # Seconds without an answer, or without a byte, that end a connection.
 _SLICE = 0.2  # Seconds of one wait of a writer, after which it looks for `close`.
-_PAUSE = 60.0  # Seconds between two lines of the log on strangers.
 
 
 class TcpReader:
@@ -65,7 +64,7 @@ class TcpReader:
     layout: unroll_layout.UnrollLayout,
     batch_size: int,
     capacity: int,
-    host: str = '127.0.0.1',
+    host: str = ports.LOOPBACK,
     port: int = 0,
     keys: run_keys.Keys | None = None,
   ):
@@ -75,6 +74,7 @@ class TcpReader:
     self._local = local_transport.LocalTransport(
       layout, batch_size, capacity, on_room=self._on_room
     )
+    self.refusals = self._local.refusals
     self._row_writer = self._local.writer()
     self._closed = False
     self._malformed = 0
@@ -84,10 +84,9 @@ class TcpReader:
     self._full: collections.deque[_Connection] = collections.deque()  # Have a row.
     self._asking: collections.deque[_Connection] = collections.deque()
     self._places = list(layout.allocate(min(_PLACES, batch_size)))
-    self._unsaid, self._say_after = 0, -math.inf
     self._service = service.Service('tcp', lambda: _Connection(self), host, port, keys)
     self.port = self._service.port
-    self.address = f'127.0.0.1:{self.port}'
+    self.address = f'{ports.LOOPBACK}:{self.port}'
     self._service.loop.call_soon_threadsafe(self._tick)
 
   def read(self, timeout: float) -> transport.Batch:
@@ -97,6 +96,10 @@ class TcpReader:
   def refuse_older(self, version: int) -> None:
     """See `transport.Reader`."""
     self._local.refuse_older(version)
+
+  def refuse_newer(self, version: int) -> None:
+    """See `transport.Reader`."""
+    self._local.refuse_newer(version)
 
   def stats(self) -> transport.ReaderStats:
     """See `transport.Reader`."""
@@ -152,12 +155,7 @@ class TcpReader:
   def refuse(self, connection: '_Connection', words: str, kind: int = _ENDED) -> None:
     """Ends a connection that does not speak as a `TcpWriter` of this run does."""
     self._malformed += 1
-    self._unsaid += 1
-    now = self.now()
-    if now >= self._say_after:
-      more = f' ({self._unsaid - 1} more before)' if self._unsaid > 1 else ''
-      logging.warning('refused %s: %s%s', connection.peer, words, more)
-      self._unsaid, self._say_after = 0, now + _PAUSE
+    self.refusals.add(f'somebody at {connection.peer}', words)
     connection.end(kind, words)
 
   def _on_room(self) -> None:
@@ -201,7 +199,7 @@ class _Connection(asyncio.BufferedProtocol):
     self._begun = b''  # A message that is not whole, as far as it has come.
     self._place: types.Rows | None = None  # For a row: one of the owner's, or its own.
     self._got: int | None = None  # Bytes of the row in `_place`; None between rows.
-    self.peer = 'a connection'
+    self.peer = 'an unknown address'
 
   @property
   def row(self) -> types.Rows:
@@ -212,7 +210,7 @@ class _Connection(asyncio.BufferedProtocol):
   def connection_made(self, made: asyncio.BaseTransport) -> None:
     assert isinstance(made, asyncio.Transport)
     self._transport = made
-    self.peer = str((made.get_extra_info('peername') or ('somebody',))[0])
+    self.peer = str((made.get_extra_info('peername') or (self.peer,))[0])
     plain = made.get_extra_info('socket')
     # That a host has gone is noticed in the end.
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import re
+import threading
 
 import grpc
 import jax
@@ -19,6 +20,7 @@ from impala_jax.learning import learner as learner_lib
 from tests import synthetic
 
 _LEVELS = ('first', 'second')
+_PROCESSES = {'evaluator': range(1), 'learner': range(1, 3), 'inference': range(0)}
 _EVENTS = (
   protocol.Episode(1, -2.5, 7),
   protocol.EnvironmentFailure(3, 1, 0, 'it exited with code 1'),
@@ -70,7 +72,7 @@ def test_grpc_client_sees_the_same():
   assert peer.report == dataclasses.replace(report, events=())
   control.stop()
   assert client.report(_report()) is False
-  assert control.refused == 0
+  assert control.refusals.total == 0
   client.close()
   server.close()
 
@@ -244,11 +246,11 @@ def test_strangers_are_counted_and_harm_nobody(caplog):
       call(method, sent)
     assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert 'must be' in found.value.details() or sent in (b'', b'\xc1')
-  assert control.refused == 5
+  assert control.refusals.total == 5
   assert control.peers() == []
   sent = msgpack.packb(_message(events=[_event(task_id=9), _event(), {}]))
   assert msgpack.unpackb(call('Report', sent)) is True
-  assert control.refused == 7
+  assert control.refusals.total == 7
   assert control.drain_events() == [_EVENTS[0]]
   assert client.report(_report(steps=8.0))
   assert control.total('actor', 'agent_steps') == 8
@@ -259,3 +261,148 @@ def test_strangers_are_counted_and_harm_nobody(caplog):
   channel.close()
   client.close()
   server.close()
+
+
+@pytest.mark.parametrize(
+  ('message', 'words'),
+  [
+    (bytes(wire.LARGEST + 1), r'size of report is \d+: must be at most \d+ bytes'),
+    (_message(events=[{}] * (wire.MOST_EVENTS + 1)), 'report.events .*at most 1000'),
+    (_message(totals={f'n{i}': 1.0 for i in range(101)}), 'totals .*at most 100 names'),
+    (_message(gauges={'x' * 101: 1.0}), 'gauges .*names of at most 100 letters'),
+    (msgpack.packb([0] * 200_000), 'report is .*: must be msgpack'),
+    (msgpack.packb(msgpack.Timestamp(1)), 'report'),
+    (_message(role='learner', index=0), r"role learner is 0: .*run's learner proc"),
+    (_message(role='learner', index=3), 'role learner is 3'),
+    (_message(role='evaluator', index=1), 'role evaluator is 1'),
+    (_message(role='inference'), 'role inference is 0'),
+  ],
+)
+def test_what_is_too_large_or_of_no_process_of_the_run_is_refused(message, words):
+  packed = message if isinstance(message, bytes) else msgpack.packb(message)
+  with pytest.raises(wire.Refused, match=words):
+    wire.unpack(packed, _LEVELS, _PROCESSES)
+
+
+def test_actors_come_and_go():
+  for message in (
+    _message(index=9),
+    _message(role='learner', index=2),
+    _message(role='evaluator'),
+  ):
+    report, _ = wire.unpack(msgpack.packb(message), _LEVELS, _PROCESSES)
+    assert report.index == message['index']
+
+
+def test_long_causes_are_cut_and_many_events_are_told_one_report_after_the_other():
+  control = board.Board(_LEVELS)
+  long = protocol.EnvironmentFailure(0, 0, 0, 'x' * 5000)
+  report, refused = wire.unpack(wire.pack(_report(events=[long])), _LEVELS)
+  assert (refused, len(report.events[0].cause)) == ([], 1000)
+
+  sizes = []
+
+  class Door:
+    def report(self, report):
+      sizes.append((len(report.events), report.left))
+      made, refused = wire.unpack(wire.pack(report), _LEVELS)
+      assert not refused
+      return control.report(made)
+
+  made = reporter.Reporter(Door(), 'actor', 0, 0)
+  for i in range(2500):
+    made.add(protocol.Episode(0, float(i), 1))
+  assert made.maybe_report({}, left=True)
+  assert sizes == [(1000, False), (1000, False), (500, True)]
+  assert [e.episode_return for e in control.drain_events()] == list(range(2500))
+
+
+def test_invented_processes_are_bounded_and_take_no_room_of_the_runs_own(monkeypatch):
+  monkeypatch.setattr(board, '_MOST_OTHERS', 10)
+  control = board.Board(_LEVELS, {'actor': range(2)})
+  for index in range(100, 200):
+    control.report(_report(index, steps=1.0))
+  assert len(control.peers()) == 10
+  assert control.refusals.total == 90
+  assert control.total('actor', 'agent_steps') == 10
+  for index in range(2):
+    control.report(_report(index, steps=5.0))
+  assert {0, 1} < {p.report.index for p in control.peers()}
+  assert control.total('actor', 'agent_steps') == 20
+  # One that has been silent for long makes room for the actor that came later.
+  monkeypatch.setattr(board, '_SILENT', 0.0)
+  control.report(_report(7, steps=3.0))
+  assert {0, 1, 7} < {p.report.index for p in control.peers()}
+  assert len(control.peers()) == 12
+  assert control.total('actor', 'agent_steps') == 23
+
+
+def test_totals_are_added_up_once_though_a_stranger_reports_in_between():
+  control = board.Board()
+  for steps in range(10):
+    control.report(_report(incarnation=3, steps=100.0 + steps))
+    control.report(_report(incarnation=9, steps=1.0))
+  assert control.total('actor', 'agent_steps') == 110
+
+
+def test_memory_for_names_and_events_is_bounded(monkeypatch):
+  monkeypatch.setattr(board, '_MOST_NAMES', 5)
+  monkeypatch.setattr(board, '_MOST_EVENTS', 3)
+  control = board.Board()
+  for i in range(9):
+    control.report(protocol.Report('actor', 0, i, {f'n{i}': 1.0}, {}, _EVENTS[:1]))
+  assert len(control.drain_events()) == 3
+  assert control.total('actor', 'n4') == 1
+  assert control.total('actor', 'n5') == 0
+  assert control.refusals.by_sender() == {'actor 0': 6}
+
+
+def test_no_call_holds_the_door(monkeypatch):
+  monkeypatch.setattr(control_grpc, '_PATIENCE', 0.5)
+  monkeypatch.setattr(control_grpc, '_THREADS', 2)
+  control = _published(4)
+  server = control_grpc.Server(control)
+  client = control_grpc.Client(server.address, timeout=20.0)
+  channel = grpc.insecure_channel(
+    server.address, options=[('grpc.max_send_message_length', -1)]
+  )
+  ended = threading.Event()
+
+  def nothing():
+    ended.wait(60.0)
+    yield from ()
+
+  report = channel.stream_unary('/impala_jax.Control/Report')
+  silent = [report.future(nothing()) for _ in range(6)]
+  assert client.report(_report())
+  for call in silent:
+    assert isinstance(call.exception(timeout=30.0), grpc.RpcError)
+  ended.set()
+  assert control.refusals.total == 6
+  for method in ('Report', 'Fetch'):
+    with pytest.raises(grpc.RpcError) as found:
+      channel.unary_unary(f'/impala_jax.Control/{method}')(
+        bytes(2 * wire.LARGEST), timeout=20.0
+      )
+    assert found.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+  assert control.refusals.by_sender() == {'ipv4:127.0.0.1': 8}
+  channel.close()
+  client.close()
+  server.close()
+
+
+def test_who_calls_too_often_is_refused_and_others_are_served(monkeypatch):
+  monkeypatch.setattr(control_grpc, '_CALLS_PER_SECOND', 0.01)
+  monkeypatch.setattr(control_grpc, '_CALLS_AT_ONCE', 5)
+  control = _published(4)
+  server = control_grpc.Server(control)
+  fast, other = (control_grpc.Client(server.address, timeout=20.0) for _ in range(2))
+  for _ in range(5):
+    assert fast.report(_report(index=1))
+  for _ in range(3):
+    with pytest.raises(transport.TransportError, match='resource_exhausted'):
+      fast.report(_report(index=1))
+  assert control.refusals.total == 3
+  assert other.report(_report(index=2))
+  for part in (fast, other, server):
+    part.close()

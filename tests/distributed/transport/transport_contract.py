@@ -21,7 +21,8 @@ def layout(height: int = 8, width: int = 4, steps: int = 5):
     observation=types.ArraySpec((height, width, 3), np.dtype(np.uint8)), num_actions=3
   )
   return unroll_layout.UnrollLayout(
-    unroll_layout.unroll_spec(spec, agent_state=(), unroll_length=steps)
+    unroll_layout.unroll_spec(spec, agent_state=(), unroll_length=steps),
+    spec.num_actions,
   )
 
 
@@ -35,7 +36,11 @@ def row(
   """A sealed row with content of its own."""
   rng = np.random.default_rng([sequence, actor, incarnation])
   data = form.allocate(1)[0]
-  data[:] = rng.integers(0, 256, form.nbytes, dtype=np.uint8)
+  data[:] = 0
+  views = form.views(data)
+  observation = views.timestep.observation
+  observation[...] = rng.integers(0, 256, observation.shape, dtype=np.uint8)
+  views.timestep.reward[...] = rng.normal(size=views.timestep.reward.shape)
   form.seal(
     data,
     actor_id=actor,
@@ -298,7 +303,7 @@ class TransportContract:
   def test_gaps_and_repetitions_are_counted_per_writer(self, link):
     form = link.reader.layout
     writer = link.writer()
-    sent = [(0, 0), (0, 1), (0, 1), (0, 5), (1, 100), (1, 101), (0, 4), (0, 6),
+    sent = [(0, 0), (0, 1), (0, 1), (0, 5), (1, 100), (1, 101), (0, 5), (0, 6),
             (1, 103), (1, 104)]  # fmt: skip
     sender = Call(lambda: [writer.write(row(form, s, actor=a), LONG) for a, s in sent])
     rows = read_rows(link, 2 * BATCH)
