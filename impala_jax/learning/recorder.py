@@ -18,6 +18,7 @@ from impala_jax.learning import learner as learner_lib
 from impala_jax.reporting import bottleneck, inference_figures, sinks, stopwatch
 from impala_jax.reporting import episodes as episodes_lib
 from impala_jax.reporting import record as record_lib
+from impala_jax.runtime import checkpoint_files
 
 
 class Recorder:
@@ -51,8 +52,12 @@ class Recorder:
     self._writer = writer
     self._on_record = on_record
     before = resume.metadata if resume else {}
-    self._wall_before = float(before.get('wall_seconds', 0.0))
-    self._episodes_before = int(before.get('episodes', 0))
+    self._frames_ahead = checkpoint_files.frames_ahead(before, config.frames_per_update)
+    # What was recorded after the checkpoint, without an update more, stands as well.
+    last = writer.last if writer else {}
+    newest = lambda name: max(before.get(name, 0), last.get(name, 0))
+    self._wall_before = float(newest('wall_seconds'))
+    self._episodes_before = int(newest('episodes'))
     self.watch = stopwatch.Stopwatch(record_lib.LEARNER_STAGES)
     self.metrics: losses.Metrics = {}
     self._several_levels = len(config.environment.levels) > 1
@@ -152,11 +157,13 @@ class Recorder:
     return record_lib.Record(
       time=time.time(),
       wall_seconds=self._wall_before + now - self._start,
-      frames=updates * config.frames_per_update,
+      frames=updates * config.frames_per_update + self._frames_ahead,
       updates=updates,
       frames_per_second=rate,
       agent_steps_per_second=rate / config.action_repeat,
-      learning_rate=optimizers.learning_rate_at(config, updates - self._skipped),
+      learning_rate=optimizers.learning_rate_at(
+        config, updates - self._skipped, self._frames_ahead
+      ),
       policy_lag_mean=lag_mean,
       policy_lag_max=lag_max,
       queue_fill=counts['queued'] / max(counts['capacity'], 1),

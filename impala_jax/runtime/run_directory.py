@@ -60,6 +60,10 @@ class RunDirectory:
     """Evaluations while it trains, one a line."""
     return self.path / 'evaluations.jsonl'
 
+  def cut(self, lines: pathlib.Path) -> pathlib.Path:
+    """Where goes what is cut off `metrics` or `evaluations` as a run goes on."""
+    return lines.with_suffix('.cut.jsonl')
+
   @property
   def learning_curve(self) -> pathlib.Path:
     return self.path / 'learning_curve.png'

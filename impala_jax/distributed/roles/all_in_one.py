@@ -46,9 +46,17 @@ def run(
 
   Raises:
     ActorFailed: an actor raised.
+    checkpointing.CheckpointError: `run_dir` has checkpoints, and none is sound and of
+      this run.
   """
   config = parts.config
-  learner = parts.make_learner()
+  sound = []
+  if run_dir is not None:
+    checkpoints = RunDirectory(run_dir).checkpoints
+    sound = checkpointing.take_over(checkpoints, config)
+  learner, resume = checkpointing.go_on(
+    sound[-1].path if sound else None, config, parts.make_learner
+  )
   control = board.Board(config.environment.levels)
   queue = local_transport.LocalTransport(
     parts.layout, config.learner.batch_size, config.queue_capacity
@@ -76,13 +84,11 @@ def run(
 
   with contextlib.ExitStack() as stack:
     stack.callback(queue.close)
-    resume = writer = saver = None
+    writer = saver = None
     if run_dir is not None:
-      checkpoints = RunDirectory(run_dir).checkpoints
-      resume = checkpointing.latest(checkpoints, learner.template())
-      writer = sinks.RecordWriter(run_dir)
+      writer = sinks.RecordWriter(run_dir, resume.metadata if resume else {})
       stack.callback(writer.close)
-      saver = checkpointing.Saver(checkpoints, config.learner.keep_checkpoints)
+      saver = checkpointing.Saver(checkpoints, config.learner.keep_checkpoints, sound)
       stack.callback(saver.close)
     recorder = recorder_lib.Recorder(
       config, control, queue.stats, writer, on_record, resume
