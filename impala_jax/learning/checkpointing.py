@@ -106,30 +106,6 @@ def latest(directory: pathlib.Path, template: Any) -> Checkpoint | None:
   return load(found.path, template) if found else None
 
 
-def take_over(
-  directory: pathlib.Path, config: config_lib.Config
-) -> list[checkpoint_files.Stored]:
-  """The sound checkpoints of a run, oldest first, for the one learner that writes them.
-
-  All other files are renamed: they must neither be gone on from nor count as kept.
-
-  Args:
-    directory: of the run's checkpoints.
-    config: of the run; a file of a run that differs in what cannot change is foreign.
-
-  Raises:
-    CheckpointError: there are files, and none is sound: a run does not begin anew
-      unless somebody says so.
-  """
-  found = checkpoint_files.survey(
-    directory, lambda m: config_lib.what_differs(m.get('config'), config)
-  )
-  found.raise_if_none_is_sound()
-  for path, why in found.others:
-    checkpoint_files.put_aside(path, why)
-  return found.sound
-
-
 def go_on(
   path: pathlib.Path | None,
   config: config_lib.Config,
@@ -166,7 +142,8 @@ class Saver:
   Args:
     directory: of the run's checkpoints.
     keep: how many.
-    sound: those that are there already, oldest first, see `take_over`.
+    sound: those that are there already, oldest first, see `own_checkpoints`.
+    lineage: see there.
     check: called before each save; raises where this process must not write any more.
   """
 
@@ -175,11 +152,13 @@ class Saver:
     directory: pathlib.Path,
     keep: int,
     sound: Sequence[checkpoint_files.Stored] = (),
+    lineage: str = '',
     check: Callable[[], None] = lambda: None,
   ):
     self._directory = directory
     self._keep = keep
     self._sound = [s.path for s in sound]
+    self._lineage = lineage
     self._check = check
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
     self._pending: concurrent.futures.Future[None] | None = None
@@ -211,7 +190,7 @@ class Saver:
   ) -> None:
     state = fetch()
     self._check()
-    path = save(self._directory, step, state, metadata)
+    path = save(self._directory, step, state, {**metadata, 'lineage': self._lineage})
     # A run that goes on and ends at once saves the same number again.
     self._sound = [p for p in self._sound if p != path] + [path]
     for old in self._sound[: -self._keep]:

@@ -20,6 +20,8 @@ from impala_jax.reporting import episodes as episodes_lib
 from impala_jax.reporting import record as record_lib
 from impala_jax.runtime import checkpoint_files
 
+_SILENT = 60.0  # Seconds without a word from any actor; then none is taken to be left.
+
 
 class Recorder:
   """Makes the records of a learner. Used by one thread.
@@ -116,11 +118,15 @@ class Recorder:
     """
     now = time.monotonic() if now is None else now
     made = self._make(updates, now)
-    words = words or bottleneck.describe(
-      made.learner_time,
-      made.actor_time,
-      made.queue_fill,
-      remote=self._config.inference.servers > 0,
+    words = (
+      words
+      or self._silence(now)
+      or bottleneck.describe(
+        made.learner_time,
+        made.actor_time,
+        made.queue_fill,
+        remote=self._config.inference.servers > 0,
+      )
     )
     status = record_lib.Status(
       record=made,
@@ -188,8 +194,19 @@ class Recorder:
       ),
       metrics=self._read_metrics(),
       learner_time=self.watch.shares(),
-      actor_time=self._take_actor_time(),
+      actor_time={} if self._silence(now) else self._take_actor_time(),
       inference=self._inference.update(self._control, seconds),
+    )
+
+  def _silence(self, now: float) -> str:
+    """That no actor is left, in words; empty while one is heard."""
+    heard = [p.heard for p in self._control.peers() if p.report.role == 'actor']
+    silent = now - max(heard, default=now)
+    if silent < _SILENT:
+      return ''
+    return (
+      f'the actors: none of {len(heard)} has been heard for {silent:.0f} s; their logs '
+      'say why'
     )
 
   def _read_metrics(self) -> dict[str, float]:

@@ -143,7 +143,8 @@ def survey(
     try:
       metadata = read_metadata(path)
     except CheckpointError as e:
-      others.append((path, str(e)))
+      if path.exists():  # Else the run goes on meanwhile, and has deleted it.
+        others.append((path, str(e)))
       continue
     if why := foreign(metadata):
       others.append((path, f'{path} is of another run: {"; ".join(why)}'))

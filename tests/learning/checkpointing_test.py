@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from impala_jax import config as config_lib
-from impala_jax.learning import checkpointing
+from impala_jax.learning import checkpointing, own_checkpoints
 from impala_jax.learning import learner as learner_lib
 from impala_jax.runtime import checkpoint_files
+from impala_jax.runtime.run_directory import RunDirectory
 from tests import synthetic
+
+_CONFIG = synthetic.config()
 
 
 def _state(seed: int = 0) -> learner_lib.LearnerState:
@@ -26,6 +29,18 @@ def _metadata(updates: int, **more: Any) -> dict[str, Any]:
 def _forge(path: pathlib.Path, payload: bytes) -> None:
   """A file with a right checksum."""
   path.write_bytes(checkpoint_files.sealed(payload) + payload)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Of a run's checkpoints."""
+  run = RunDirectory(tmp_path)
+  run.checkpoints.mkdir()
+  return run.checkpoints
+
+
+def _take_over(folder: pathlib.Path) -> list[checkpoint_files.Stored]:
+  return own_checkpoints.take_over(RunDirectory(folder.parent), _CONFIG).sound
 
 
 def _names(directory: pathlib.Path) -> list[str]:
@@ -137,88 +152,102 @@ _FOREIGN = [
 
 
 @pytest.mark.parametrize('payload', _FOREIGN)
-def test_a_right_checksum_over_foreign_content_is_no_checkpoint(tmp_path, payload):
-  good = checkpointing.save(tmp_path, 1, _state(), _metadata(1))
-  path = tmp_path / 'checkpoint_0000000009.msgpack'
+def test_a_right_checksum_over_foreign_content_is_no_checkpoint(folder, payload):
+  good = checkpointing.save(folder, 1, _state(), _metadata(1))
+  path = folder / 'checkpoint_0000000009.msgpack'
   _forge(path, payload)
   for read in (checkpointing.read, checkpoint_files.read_metadata):
     with pytest.raises(checkpointing.CheckpointError, match='not a checkpoint'):
       read(path)
-  found = checkpointing.latest(tmp_path, _state())
+  found = checkpointing.latest(folder, _state())
   assert found is not None
   assert found.path == good
-  assert [s.path for s in checkpointing.take_over(tmp_path, synthetic.config())] == [
-    good
-  ]
-  assert _names(tmp_path) == ['00001.msgpack', '00009.msgpack.damaged']
+  assert [s.path for s in _take_over(folder)] == [good]
+  assert _names(folder) == ['00001.msgpack', '00009.msgpack.damaged']
 
 
 @pytest.mark.parametrize('keep', [1, 2, 3])
-def test_sound_files_are_never_deleted_for_unsound_ones(tmp_path, keep):
-  config, state = synthetic.config(), _state()
-  mine = {'config': config_lib.to_dict(config)}
+def test_sound_files_are_never_deleted_for_unsound_ones(folder, keep):
+  state = _state()
+  mine = {'config': config_lib.to_dict(_CONFIG)}
   other = synthetic.config(network__hidden='7', optimizer__momentum='0.5')
   for step in (1, 3, 7):
-    checkpointing.save(tmp_path, step, state, _metadata(step, **mine))
+    checkpointing.save(folder, step, state, _metadata(step, **mine))
   for step in (2, 8, 9_000):  # Below, beside and far above those that are sound.
-    damaged = checkpointing.save(tmp_path, step, state, _metadata(step, **mine))
+    damaged = checkpointing.save(folder, step, state, _metadata(step, **mine))
     damaged.write_bytes(damaged.read_bytes()[:-1])
   foreign = {'config': config_lib.to_dict(other)}
-  checkpointing.save(tmp_path, 9_999, state, _metadata(9_999, **foreign))
+  checkpointing.save(folder, 9_999, state, _metadata(9_999, **foreign))
 
-  sound = checkpointing.take_over(tmp_path, config)
+  sound = _take_over(folder)
   assert [s.metadata['updates'] for s in sound] == [1, 3, 7]
-  aside = [n for n in _names(tmp_path) if n.endswith('.damaged')]
+  aside = [n for n in _names(folder) if n.endswith('.damaged')]
   assert len(aside) == 4
-  saver = checkpointing.Saver(tmp_path, keep, sound)
+  saver = checkpointing.Saver(folder, keep, sound)
   for step in (7, 10, 11):  # A run that ends at once saves the same number again.
     saver.save(step, lambda: state, _metadata(step, **mine))
     if step == 10:  # Copied there by somebody while the run goes on.
       saver.wait()
-      _forge(tmp_path / 'checkpoint_0000000500.msgpack', b'')
+      _forge(folder / 'checkpoint_0000000500.msgpack', b'')
   saver.wait()
   saver.close()
-  (tmp_path / 'checkpoint_0000000500.msgpack').unlink()
-  kept = checkpointing.paths(tmp_path)
+  (folder / 'checkpoint_0000000500.msgpack').unlink()
+  kept = checkpointing.paths(folder)
   assert [int(p.stem[-5:]) for p in kept] == [3, 7, 10, 11][-keep:][-3:]
   for path in kept:
     checkpointing.read(path)
-  assert [n for n in _names(tmp_path) if n.endswith('.damaged')] == aside
+  assert [n for n in _names(folder) if n.endswith('.damaged')] == aside
 
 
-def test_a_run_does_not_begin_anew_by_itself(tmp_path):
-  path = checkpointing.save(tmp_path, 5, _state(), _metadata(5))
+def test_a_run_does_not_begin_anew_by_itself(folder):
+  path = checkpointing.save(folder, 5, _state(), _metadata(5))
   path.write_bytes(path.read_bytes()[:-1])
-  (tmp_path / 'checkpoint_0000000004.msgpack').touch()
+  (folder / 'checkpoint_0000000004.msgpack').touch()
   words = (
     r'no checkpoint in .* is sound: .*5\.msgpack is damaged.* 1 more; --resume --st'
   )
   with pytest.raises(checkpointing.CheckpointError, match=words):
-    checkpointing.take_over(tmp_path, synthetic.config())
-  assert _names(tmp_path) == ['00004.msgpack', '00005.msgpack']
+    _take_over(folder)
+  assert _names(folder) == ['00004.msgpack', '00005.msgpack']
 
 
-def test_what_was_put_aside_before_stays(tmp_path):
+def test_what_was_put_aside_before_stays(folder):
   for content in (b'one', b'two'):
-    path = tmp_path / 'checkpoint_0000000002.msgpack'
+    path = folder / 'checkpoint_0000000002.msgpack'
     path.write_bytes(content)
     checkpoint_files.put_aside(path, 'it is damaged')
-  assert _names(tmp_path) == ['00002.msgpack.damaged', '00002.msgpack.damaged-2']
+  assert _names(folder) == ['00002.msgpack.damaged', '00002.msgpack.damaged-2']
 
 
-def test_one_that_must_not_write_deletes_nothing(tmp_path):
-  config = synthetic.config()
+def test_one_that_must_not_write_deletes_nothing(folder):
   for step in (1, 2):
-    checkpointing.save(tmp_path, step, _state(), _metadata(step))
+    checkpointing.save(folder, step, _state(), _metadata(step))
 
   def check():
     raise RuntimeError('another one runs')
 
-  saver = checkpointing.Saver(
-    tmp_path, 1, checkpointing.take_over(tmp_path, config), check
-  )
+  saver = checkpointing.Saver(folder, 1, _take_over(folder), check=check)
   saver.save(3, _state, _metadata(3))
   with pytest.raises(RuntimeError, match='another one'):
     saver.wait()
   saver.close()
-  assert _names(tmp_path) == ['00001.msgpack', '00002.msgpack']
+  assert _names(folder) == ['00001.msgpack', '00002.msgpack']
+
+
+def test_sound_files_of_another_run_are_not_gone_on_from(folder):
+  """Also where the other has the same network."""
+  own = own_checkpoints.take_over(RunDirectory(folder.parent), _CONFIG)
+  assert own.sound == []
+  saver = checkpointing.Saver(folder, 3, *own)
+  saver.save(4, _state, _metadata(4))
+  saver.wait()
+  saver.close()
+  checkpointing.save(folder, 50, _state(), _metadata(50, lineage='of another'))
+  checkpointing.save(folder, 2, _state(), _metadata(2))  # Of an earlier version.
+  assert [s.metadata['updates'] for s in _take_over(folder)] == [2, 4]
+  assert _names(folder)[-1] == '00050.msgpack.damaged'
+  # What a user has copied into a directory without a run begins one.
+  RunDirectory(folder.parent).lineage.unlink()
+  (folder / 'checkpoint_0000000002.msgpack').unlink()
+  own = own_checkpoints.take_over(RunDirectory(folder.parent), _CONFIG)
+  assert own.sound[-1].metadata['lineage'] == own.lineage

@@ -15,11 +15,11 @@ from impala_jax.distributed.control import board, protocol
 from impala_jax.distributed.gang import meeting
 from impala_jax.distributed.gang import start as gang_start
 from impala_jax.distributed.security import keys as run_keys
-from impala_jax.learning import agreement, checkpointing
+from impala_jax.learning import agreement, checkpointing, own_checkpoints
 from impala_jax.learning import loop as learner_loop
 from impala_jax.learning import recorder as recorder_lib
 from impala_jax.reporting import record, sinks
-from impala_jax.runtime import files, role_environment
+from impala_jax.runtime import files, lease, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
@@ -68,20 +68,23 @@ def _learn(
   config, run = parts.config, RunDirectory(here.run_dir)
   first = gang.index == 0
   # Other learners read it, too, and learner 0 alone judges what is there.
-  sound = checkpointing.take_over(run.checkpoints, config) if first else []
-  name = gang.spread(sound[-1].path.name if sound else '')
+  own = own_checkpoints.take_over(run, config) if first else None
+  name = gang.spread(own.sound[-1].path.name if own and own.sound else '')
   path = run.checkpoints / name if name else None
   learner, resume = checkpointing.go_on(path, config, parts.make_learner)
   keys = run_keys.folder_of(config, run.path)
   with contextlib.ExitStack() as stack:
     levels = config.environment.levels
     writer = saver = relay = None
-    if first:
+    if own is not None:
       control = board.Board(levels)
       writer = sinks.RecordWriter(run.path, resume.metadata if resume else {})
       stack.callback(writer.close)
       saver = checkpointing.Saver(
-        run.checkpoints, config.learner.keep_checkpoints, sound
+        run.checkpoints,
+        config.learner.keep_checkpoints,
+        *own,
+        lambda: lease.check(run, 'learner', 0, here.incarnation),
       )
       stack.callback(saver.close)
     else:
