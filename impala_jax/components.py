@@ -36,8 +36,11 @@ class Components(NamedTuple):
   layout: unroll_layout.UnrollLayout
   custom: Custom
 
-  def make_learner(self) -> learner.Learner:
+  def make_learner(self, frames_ahead: int = 0) -> learner.Learner:
     """The update over the devices of all learner processes of the run.
+
+    Args:
+      frames_ahead: see `optimizers.make_optimizer`.
 
     Raises:
       config_lib.ConfigError: batch and devices do not fit.
@@ -55,7 +58,7 @@ class Components(NamedTuple):
     return learner.Learner(
       self.agent,
       self.custom.loss or losses.make_loss(self.config.loss),
-      optimizers.make_optimizer(self.config),
+      optimizers.make_optimizer(self.config, frames_ahead),
       self.layout,
       [d for devices in found for d in devices[: count or fewest]],
     )

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from impala_jax import settings, suites, types
 from impala_jax.settings import (
+  KEPT,
+  KEPT_ZERO_OR_NOT,
   NOT_EMPTY,
   NOT_NEGATIVE,
   POSITIVE,
@@ -42,11 +44,13 @@ class Environment:
   suite: str = setting(
     'atari',
     'The levels are of this suite: a registered name, or package.module:attribute.',
+    kept=KEPT,
   )
   levels: tuple[str, ...] = setting(
     ('breakout',),
     'These tasks are played. Several make one multi-task agent.',
     NOT_EMPTY,
+    kept=KEPT,
   )
 
 
@@ -55,21 +59,32 @@ class Network:
   """The agent's network, see `agents.networks`."""
 
   torso: str = setting(
-    'nature', 'This stack of layers turns an observation into features.', one_of(TORSOS)
+    'nature',
+    'This stack of layers turns an observation into features.',
+    one_of(TORSOS),
+    kept=KEPT,
   )
   hidden: int = setting(
-    512, 'The linear layer after the torso has so many units.', at_least(1)
+    512,
+    'The linear layer after the torso has so many units.',
+    at_least(1),
+    kept=KEPT,
   )
   lstm: int = setting(
-    0, 'The LSTM has so many units. With 0 there is none.', NOT_NEGATIVE
+    0, 'The LSTM has so many units. With 0 there is none.', NOT_NEGATIVE, kept=KEPT
   )
   frame_stack: int = setting(
-    4, 'The network sees so many frames at once. Each travels once.', at_least(1)
+    4,
+    'The network sees so many frames at once. Each travels once.',
+    at_least(1),
+    kept=KEPT,
   )
   last_action_reward: bool = setting(
-    False, 'The network is also given the last action and reward.'
+    False, 'The network is also given the last action and reward.', kept=KEPT
   )
-  instructions: bool = setting(False, 'The network also reads a text observation.')
+  instructions: bool = setting(
+    False, 'The network also reads a text observation.', kept=KEPT
+  )
   dtype: str = setting(
     'float32',
     'The torso computes in this type. Heads and loss always compute in float32.',
@@ -134,7 +149,9 @@ class Loss:
 class Optimizer:
   """Losses are sums over time and batch; learning rates assume that."""
 
-  name: str = setting('rmsprop', 'Updates follow this rule.', one_of(OPTIMIZERS))
+  name: str = setting(
+    'rmsprop', 'Updates follow this rule.', one_of(OPTIMIZERS), kept=KEPT
+  )
   learning_rate: float = setting(
     6e-4, 'The first update has this learning rate.', POSITIVE
   )
@@ -146,7 +163,9 @@ class Optimizer:
   decay: float = setting(
     0.99, "RMSProp's running mean of squared gradients decays by this.", within(0, 1)
   )
-  momentum: float = setting(0.0, 'RMSProp has this momentum.', NOT_NEGATIVE)
+  momentum: float = setting(
+    0.0, 'RMSProp has this momentum.', NOT_NEGATIVE, kept=KEPT_ZERO_OR_NOT
+  )
   epsilon: float = setting(
     0.01,
     'It bounds the steps of small gradients. RMSProp adds it inside the square root, '
@@ -163,6 +182,7 @@ class Optimizer:
     40.0,
     'Longer gradients are scaled down to this global norm. With 0 none are.',
     NOT_NEGATIVE,
+    kept=KEPT_ZERO_OR_NOT,
   )
 
 
@@ -499,6 +519,27 @@ def validate(
     settings.problems((config, ''), *_suite_part(config))
     + _device_problems(config.learner, local_devices, learners)
   )
+
+
+def what_differs(was: Any, config: Config) -> list[str]:
+  """What of a run's settings must be kept when it goes on, and would not be.
+
+  Args:
+    was: settings of the run, as `to_dict` makes them, perhaps of an earlier version;
+      None where they are not known.
+    config: with which it is to go on.
+
+  Returns:
+    A text for each setting, with its name, what it was and what it would be.
+  """
+  if not isinstance(was, dict):
+    return []
+  found = settings.changed(was, config)
+  for section, prefix in _suite_part(config):
+    # Another suite's are not comparable, and that has been said above.
+    if not any(text.startswith('environment.suite ') for text in found):
+      found += settings.changed(was.get(config.environment.suite), section, prefix)
+  return found
 
 
 def suite_problems(config: Config) -> list[str]:

@@ -82,20 +82,42 @@ def _amount(number: float, why: str = '') -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kept:
+  """What of a setting must stay as it was when a run goes on.
+
+  Attributes:
+    allowed: what follows a change: 'cannot change'.
+    of: the part of a value that must be the same.
+  """
+
+  allowed: str
+  of: Callable[[Any], Any]
+
+
+KEPT = Kept('cannot change in a run that goes on', lambda x: x)
+KEPT_ZERO_OR_NOT = Kept('cannot become 0, or cease to be, in a run that goes on', bool)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Setting:
   meaning: str
   constraints: tuple[Constraint, ...]
+  kept: Kept | None
 
 
-def setting(default: T, meaning: str, *constraints: Constraint) -> T:
+def setting(
+  default: T, meaning: str, *constraints: Constraint, kept: Kept | None = None
+) -> T:
   """A field of a section.
 
   Args:
     default: bool, int, float, str, or a tuple of one of these.
     meaning: for people, in whole sentences.
     *constraints: must all hold.
+    kept: what must stay as it was when a run goes on from a checkpoint, because the
+      network or the optimiser's state would be others; None where all may change.
   """
-  metadata = {'setting': _Setting(meaning, constraints)}
+  metadata = {'setting': _Setting(meaning, constraints, kept)}
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -203,6 +225,33 @@ def problems(*sections: tuple[Section, str]) -> list[str]:
   """All that is wrong with some sections, each given with its prefix."""
   wrong = [text for part in sections for text in wrong_types(*part)]
   return wrong or [text for part in sections for text in out_of_range(*part)]
+
+
+def changed(was: Any, section: Section, prefix: str = '') -> list[str]:
+  """Texts `prefix + field was value, would be value: why not`, of what must be kept.
+
+  Args:
+    was: the section as JSON, of a run that is to go on; defaults for what lacks.
+    section: what it would be.
+    prefix: names the section; empty or with a dot at its end.
+  """
+  found = []
+  was, default = was if isinstance(was, dict) else {}, type(section)()
+  for field in _fields(section):
+    name, value = prefix + field.name, getattr(section, field.name)
+    if dataclasses.is_dataclass(value):
+      part = typing.cast(Section, value)
+      found += changed(was.get(field.name), part, f'{name}.')
+      continue
+    kept: Kept | None = field.metadata['setting'].kept
+    before = was.get(field.name, getattr(default, field.name))
+    before = tuple(before) if isinstance(before, list) else before
+    if kept is not None and kept.of(before) != kept.of(value):
+      texts = (
+        ','.join(x) if isinstance(x, tuple) else repr(x) for x in (before, value)
+      )
+      found.append('{} was {}, would be {}: {}'.format(name, *texts, kept.allowed))
+  return found
 
 
 def check(section: Section, prefix: str = '') -> None:

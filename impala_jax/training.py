@@ -22,6 +22,7 @@ from impala_jax.environments import specs
 from impala_jax.evaluation import playing
 from impala_jax.learning import learner
 from impala_jax.reporting import record as record_lib
+from impala_jax.runtime.run_directory import RunDirectory
 
 
 class TrainResult(NamedTuple):
@@ -70,8 +71,14 @@ def train(
 
   Raises:
     config.ConfigError: lists all impossible settings.
-    ValueError: environment, network and each other do not fit; says how.
+    ValueError: environment, network and each other do not fit; says how; or `run_dir`
+      is empty.
+    launching.backends.backend.BackendError: something runs in `run_dir` already.
+    learning.checkpointing.CheckpointError: `run_dir` has checkpoints, and none is sound
+      and of a run whose network and optimiser are these.
   """
+  if run_dir is not None and not str(run_dir):
+    raise ValueError("run_dir is '': must name a directory, or be None to keep nothing")
   if config is None:
     if environment is None:
       raise config_lib.ConfigError(
@@ -92,9 +99,15 @@ def train(
     if on_record is not None:
       on_record(records[-1])
 
-  loop = all_in_one.run(
-    parts, pathlib.Path(run_dir) if run_dir else None, should_stop, record
-  )
+  if run_dir is None:
+    loop = all_in_one.run(parts, None, should_stop, record)
+  else:
+    # Late: what launches runs is for those alone who keep one.
+    from impala_jax.launching.backends import ownership
+
+    path = pathlib.Path(run_dir)
+    with ownership.held(RunDirectory(path.absolute())) as check:
+      loop = all_in_one.run(parts, path, should_stop, record, check)
   params = jax.tree.map(np.copy, learner.to_host(loop.state.params))
   return TrainResult(parts.agent, params, records, config, parts)
 

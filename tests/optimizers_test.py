@@ -29,9 +29,9 @@ def make_gradients(count, scale=1.0):
   return [rng.normal(size=5).astype(np.float32) * scale for _ in range(count)]
 
 
-def apply(settings, gradients):
+def apply(settings, gradients, frames_ahead=0):
   """Parameters after each update, from all ones, as one jitted function."""
-  optimizer = optimizers.make_optimizer(settings)
+  optimizer = optimizers.make_optimizer(settings, frames_ahead)
 
   @jax.jit
   def update(parameters, state, gradient):
@@ -117,6 +117,22 @@ def test_reported_learning_rate_is_the_applied_one(schedule):
   last = 0.25 if schedule == 'constant' else 0.0
   assert reported[0] == 0.25
   assert reported[UPDATES] == last
+
+
+@pytest.mark.parametrize('ahead', [-1280, 0, 300, 5000])
+def test_the_schedule_follows_frames_where_updates_were_of_other_sizes(ahead):
+  settings = make_config(
+    decay=1.0, epsilon=1e-12, learning_rate=0.25, max_grad_norm=0.0
+  )
+  per_update, total = settings.frames_per_update, settings.learner.total_frames
+  updates = range(2, UPDATES)
+  expected = [0.25 * max(0, 1 - (i * per_update + ahead) / total) for i in updates]
+  reported = [optimizers.learning_rate_at(settings, i, ahead) for i in updates]
+  np.testing.assert_allclose(reported, expected, rtol=1e-12)
+  ones = [np.ones(5, np.float32)] * UPDATES
+  history = [np.ones(5), *apply(settings, ones, ahead)]
+  steps = -np.diff(np.array(history), axis=0)[:, 0]
+  np.testing.assert_allclose(steps[2:], expected, atol=1e-6)
 
 
 def test_refuses_unknown_names():

@@ -17,9 +17,9 @@ from typing import Any
 
 from impala_jax.commands import arguments
 from impala_jax.launching import backends
-from impala_jax.launching.backends import backend, kubernetes
+from impala_jax.launching.backends import backend, kubernetes, ownership
 from impala_jax.reporting import inference_figures
-from impala_jax.runtime import files
+from impala_jax.runtime import files, lease
 from impala_jax.runtime.run_directory import process_name
 
 USAGE = 'COMMAND DIR [ARGUMENT ...] [flags]'
@@ -150,7 +150,10 @@ def _scale(launch: backend.Launch, args: argparse.Namespace) -> str:
 
 
 def _stop(launch: backend.Launch, args: argparse.Namespace) -> str:
-  return backends.of_launch(launch).stop(launch)
+  ownership.check_in_reach(launch)
+  words = backends.of_launch(launch).stop(launch)
+  lease.release(launch.run, lease.launch_of(launch.program.first_incarnation))
+  return words
 
 
 def _number(text: str, name: str) -> int:

@@ -1,6 +1,7 @@
 """What `train` and `dmlab30` share: common flags, and the launch itself."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import pathlib
@@ -12,7 +13,9 @@ from impala_jax.commands import arguments, capacity, config_file, site_launcher
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
 from impala_jax.launching import backends, identity, live_view, run_directory
-from impala_jax.launching.backends import backend, foreground
+from impala_jax.launching.backends import backend, foreground, ownership
+from impala_jax.runtime import checkpoint_files, lease
+from impala_jax.runtime.run_directory import RunDirectory
 
 USAGE = '[flags]'
 
@@ -46,10 +49,15 @@ def add_flags(parser: arguments.Parser) -> None:
 
   run = parser.add_argument_group('the run')
   arguments.flag(
-    run, 'run_dir', 'Directory of the run.', '', metavar='DIR',
+    run, 'run_dir', 'Directory of the run.', metavar='DIR',
     shown='a new one under runs/',
   )  # fmt: skip
   arguments.switch(run, 'resume', 'Go on with the run in --run_dir.')
+  arguments.switch(
+    run,
+    'start_anew',
+    'With --resume, where no checkpoint is sound: put them aside and begin at 0.',
+  )
   arguments.flag(
     run,
     'view',
@@ -92,18 +100,43 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
   Raises:
     arguments.Mistake: what is impossible; nothing was started.
   """
-  settings = _settings(args, short)
+  with contextlib.ExitStack() as stack:
+    return _run(args, config_name, _settings(args, short), stack)
+
+
+def _run(
+  args: argparse.Namespace,
+  config_name: str,
+  settings: list[str],
+  stack: contextlib.ExitStack,
+) -> int:
+  """See `run`; what must be undone at its end is put on `stack`."""
+  standing = before = None
+  manage = args.commands['manage']
   try:
+    if args.run_dir == '':
+      raise run_directory.RunDirectoryError(
+        '--run_dir is empty: name a directory, or leave the flag out for a new one'
+      )
     if args.resume:
-      run_dir, config = run_directory.open_existing(args.run_dir)
-      _check_resumed(config, args.config)
-      config = config_lib.override(config, settings)
+      run_dir, saved = run_directory.open_existing(args.run_dir)
+      _check_resumed(saved, args.config)
+      if not (args.check or args.dry_run):
+        before = ownership.last_owner(RunDirectory(run_dir), manage)
+      config = config_lib.override(saved, settings)
+    elif args.start_anew:
+      raise run_directory.RunDirectoryError('--start_anew needs --resume')
     else:
       config = _with_transport(
         config_lib.override(config_file.load(config_name), settings), settings
       )
     engine = _engine(args)
     config = _resolve(config, args, engine)
+    if args.resume:
+      standing = run_directory.judge(
+        run_dir, saved, config, args.start_anew, engine.keeps_elsewhere
+      )
+      print(f'{run_dir}: {standing.describe(config)}', file=sys.stderr)
     if args.check:
       # Late: it loads JAX, which this process can do without.
       from impala_jax import components
@@ -119,14 +152,20 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
       print(engine.describe(program))
       return 0
     if not args.resume:
-      run_dir = run_directory.create(config, args.run_dir)
-    launches = run_directory.begin(run_dir, config)
+      run_dir = run_directory.create(config, args.run_dir or '')
+    directory = RunDirectory(run_dir)
+    launch = ownership.claim(directory, engine.name, before, manage)
+    stack.callback(lease.release, directory, launch)
+    run_directory.begin(run_dir, config, launch)
+    for path, why in standing.unsound if args.start_anew and standing else ():
+      checkpoint_files.put_aside(path, why)
     if (keys := run_keys.folder_of(config, run_dir)) is not None:
       run_keys.ensure(keys)
-    program = engine.program(config, run_dir, launches)
+    program = engine.program(config, run_dir, launch)
     if not isinstance(engine, foreground.Foreground):
       engine.submit(program)
-      print(f'submitted; look with: {args.commands["manage"]} status {run_dir}')
+      stack.pop_all()  # It is its processes' now.
+      print(f'submitted; look with: {manage} status {run_dir}')
       return 0
   except (
     config_lib.ConfigError,

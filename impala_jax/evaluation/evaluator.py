@@ -16,7 +16,8 @@ from impala_jax.distributed.control import protocol, wire
 from impala_jax.environments import base
 from impala_jax.evaluation import films, playing
 from impala_jax.learning import checkpointing
-from impala_jax.reporting import episodes, plots
+from impala_jax.reporting import episodes, plots, sinks
+from impala_jax.runtime import checkpoint_files
 from impala_jax.runtime.run_directory import RunDirectory
 
 
@@ -79,6 +80,7 @@ class Session:
     self._parts = parts
     self._config = parts.config
     self._run_dir = run_dir
+    self._frames_ahead: int | None = None
 
   def evaluate(
     self, version: int, params: types.Nest, should_stop: Callable[[], bool]
@@ -87,6 +89,7 @@ class Session:
 
     None if stopped before the end, or if no level could be played.
     """
+    frames = self._frames(version)
     config, levels = self._config.evaluator, self._config.environment.levels
     results = playing.play_levels(
         self._parts, params, range(len(levels)), config.episodes,
@@ -102,16 +105,30 @@ class Session:
     event = protocol.Evaluation(
       time=time.time(),
       version=int(version),
-      frames=int(version) * self._config.frames_per_update,
+      frames=frames,
       mean=float(np.mean(list(means.values()))),
       means=means,
       scores=episodes.suite_scores(self._config, means),
       returns=returns,
       failed=failed,
     )
-    with open(RunDirectory(self._run_dir).evaluations, 'a') as f:
+    run = RunDirectory(self._run_dir)
+    # The learner may have gone back to a checkpoint since the last one.
+    sinks.cut_evaluations(run, event.version)
+    with open(run.evaluations, 'a') as f:
       f.write(json.dumps(wire.plain(event)) + '\n')
     return event
+
+  def _frames(self, version: int) -> int:
+    """That were trained on in so many updates."""
+    per_update = self._config.frames_per_update
+    if self._frames_ahead is None:
+      # Any checkpoint of this start, or that it went on from, says the same.
+      found = checkpoint_files.newest(RunDirectory(self._run_dir).checkpoints)
+      self._frames_ahead = checkpoint_files.frames_ahead(
+        found.metadata if found else {}, per_update
+      )
+    return int(version) * per_update + self._frames_ahead
 
   def finish(self, should_stop: Callable[[], bool]) -> None:
     """Evaluates the newest checkpoint and writes videos and the learning curve.

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from impala_jax import config as config_lib
+from impala_jax.runtime import lease
 
 _LEAVE = 20.0  # Seconds for a role to leave a run that has ended.
 _EVALUATION = 300.0  # Seconds for the last evaluation and the film.
@@ -211,7 +212,7 @@ def program_of(
     run_dir=str(run_dir),
     work_dir=str(pathlib.Path(work_dir).absolute()),
     # The supervisor of one launch counts up from here.
-    first_incarnation=1000 * launches,
+    first_incarnation=lease.first_incarnation(launches),
     config=json.dumps({'config': config_lib.to_dict(config), 'launches': launches}),
   )
 

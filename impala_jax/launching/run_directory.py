@@ -5,10 +5,13 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from impala_jax import config as config_lib
 from impala_jax.launching import identity
-from impala_jax.runtime import files, versions
+from impala_jax.learning import own_checkpoints
+from impala_jax.runtime import checkpoint_files, files, versions
 from impala_jax.runtime.run_directory import RunDirectory
 
 
@@ -46,6 +49,10 @@ def create(config: config_lib.Config, path: str) -> pathlib.Path:
 
 def open_existing(path: str) -> tuple[pathlib.Path, config_lib.Config]:
   """The run directory and configuration of a run to resume."""
+  if not path:
+    raise RunDirectoryError(
+      '--resume needs --run_dir: the directory of the run that is to go on'
+    )
   run_dir = pathlib.Path(path)
   try:
     saved = json.loads(RunDirectory(run_dir).config.read_text())
@@ -60,14 +67,97 @@ def open_existing(path: str) -> tuple[pathlib.Path, config_lib.Config]:
     ) from e
 
 
-def begin(run_dir: pathlib.Path, config: config_lib.Config) -> int:
-  """Notes one more launch, and names the run; returns how many there were before."""
-  saved = json.loads(RunDirectory(run_dir).config.read_text())
-  launches = int(saved.get('launches', 0))
-  _write(run_dir, config, launches + 1)
+class Standing(NamedTuple):
+  """Where a run that is to go on stands.
+
+  Attributes:
+    newest: what it goes on from; None where it begins at 0.
+    unsound: other files, with what is wrong.
+    elsewhere: the checkpoints cannot be read from here.
+  """
+
+  newest: checkpoint_files.Stored | None = None
+  unsound: Sequence[tuple[pathlib.Path, str]] = ()
+  elsewhere: bool = False
+
+  def describe(self, config: config_lib.Config) -> str:
+    """For people, in a line for each thing."""
+    lines = [f'not used: {why}' for _, why in self.unsound]
+    if self.elsewhere:
+      return 'goes on from the newest sound checkpoint in its volume'
+    if self.newest is None:
+      return '\n'.join([*lines, 'there is no checkpoint: begins at 0'])
+    frames, total = self.newest.metadata['frames'], config.learner.total_frames
+    lines.append(
+      f'goes on from {self.newest.path.name}: {self.newest.metadata["updates"]:,} '
+      f'updates, {frames:,} of {total:,} frames'
+      + (': all are done, more need --total_frames' if frames >= total else '')
+    )
+    return '\n'.join(lines)
+
+
+def judge(
+  run_dir: pathlib.Path,
+  saved: config_lib.Config,
+  config: config_lib.Config,
+  anew: bool = False,
+  elsewhere: bool = False,
+) -> Standing:
+  """Whether a run can go on with some settings; writes nothing.
+
+  Args:
+    run_dir: of the run.
+    saved: its settings so far.
+    config: those with which it is to go on.
+    anew: begin at 0 where no checkpoint is sound.
+    elsewhere: the checkpoints cannot be read from here.
+
+  Raises:
+    RunDirectoryError: no checkpoint is sound; or there are such, and `anew`.
+    ConfigError: lists all settings that cannot change, each with what it was.
+  """
+  if elsewhere:
+    if anew:
+      raise RunDirectoryError(
+        '--start_anew: the checkpoints of this run are in a volume that cannot be '
+        'reached from here; begin in a new --run_dir'
+      )
+    _raise_differences('the run', config_lib.to_dict(saved), config)
+    return Standing(elsewhere=True)
+  run = RunDirectory(run_dir)
+  found = own_checkpoints.survey(run, saved)
+  if not found.sound:
+    # What was changed by mistake can be changed back.
+    found = own_checkpoints.survey(run, config)
+  if anew:
+    if found.newest is not None:
+      raise RunDirectoryError(
+        f'--start_anew: {found.newest.path} is sound: go on from it without this flag, '
+        'or begin in a new --run_dir'
+      )
+    return Standing(None, found.others)
+  try:
+    found.raise_if_none_is_sound()
+  except checkpoint_files.CheckpointError as e:
+    raise RunDirectoryError(f'--resume: {e}') from e
+  if found.newest is not None:
+    was = found.newest.metadata.get('config', config_lib.to_dict(saved))
+    _raise_differences(found.newest.path.name, was, config)
+  return Standing(found.newest, found.others)
+
+
+def _raise_differences(what: str, was: Any, config: config_lib.Config) -> None:
+  if problems := config_lib.what_differs(was, config):
+    raise config_lib.ConfigError(
+      f'--resume: {what} was trained with other settings:\n  ' + '\n  '.join(problems)
+    )
+
+
+def begin(run_dir: pathlib.Path, config: config_lib.Config, launch: int) -> None:
+  """Notes that the launch of that number has the directory now."""
+  _write(run_dir, config, launch + 1)
   identity.ensure(run_dir)
   RunDirectory(run_dir).begin_launch()
-  return launches
 
 
 def _write(run_dir: pathlib.Path, config: config_lib.Config, launches: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from impala_jax.launching import processes
 from impala_jax.launching import program as program_lib
-from impala_jax.runtime import files, restarts
+from impala_jax.runtime import files, lease, restarts
 from impala_jax.runtime.run_directory import RunDirectory, process_name
 
 _TICK = 0.25
@@ -146,9 +146,13 @@ class Supervised:
     self._child: subprocess.Popen[bytes] | None = None
     self._record = run.supervised(settings.role, settings.index)
     self._log = run.log(settings.role, settings.index)
-    before = files.read_json(self._record)
-    self._incarnation = max(
-      settings.first_incarnation - 1, int(before.get('incarnation', -1))
+    before = run.incarnation(settings.role, settings.index)
+    self._incarnation = max(settings.first_incarnation - 1, before)
+    # The run's main process is what its owner lives by.
+    self._heart = (
+      lease.Heart(run, lease.launch_of(settings.first_incarnation))
+      if settings.essential and not settings.index
+      else None
     )
 
   @property
@@ -173,12 +177,23 @@ class Supervised:
 
   def run(self) -> int:
     """Returns the exit code: 0 when the run or the reason to run has ended."""
+    with self._heart or contextlib.nullcontext():
+      return self._keep()
+
+  def _keep(self) -> int:
     settings = self.settings
     while True:
+      if words := self._superseded():
+        # Nothing is written: what stands there is the other's.
+        self.state, self.words = 'failed', words
+        self._say(words)
+        return 1
       if self._stop or self._how_ended():
         return self._leave('done', self._stop or self._how_ended())
       self._start()
       code = self._watch()
+      if self._superseded():
+        continue
       if self._stop:
         return self._leave('stopped', self._stop)
       if settings.once and code:
@@ -207,6 +222,16 @@ class Supervised:
       self._say(words)
       self._write('restarting', words)
       self._pause(pause)
+
+  def _superseded(self) -> str:
+    """Why this is no longer the one that looks after the process; else empty."""
+    settings = self.settings
+    if lease.superseded(self._run, lease.launch_of(settings.first_incarnation)):
+      return 'the run directory belongs to a newer launch'
+    newest = self._run.incarnation(settings.role, settings.index)
+    if self._heart is not None and newest > self._incarnation:
+      return 'another supervisor has started the process again'
+    return ''
 
   def _explain(self, code: int) -> str:
     return f'{processes.explain_exit(code)}: {processes.cause(self._log)}'
@@ -253,6 +278,9 @@ class Supervised:
       if now < look:
         continue
       look = now + _LOOK
+      if self._superseded():
+        self.kill()
+        return self._child.wait()
       if leave_at is None and self._how_ended():
         leave_at = now + settings.linger
       if settings.essential:

@@ -1,29 +1,26 @@
 """Checkpoints: one verified file each, written aside and renamed.
 
-A file is a magic line, the SHA-256 of what follows, and a msgpack of the state
-and its metadata. `latest` skips damaged files with a warning, so a run cut off in
-the middle of a write goes on from the one before.
+What a file is, and which are sound, is in `runtime.checkpoint_files`. A run cut off in
+the middle of a write goes on from the checkpoint before.
 """
 
 import concurrent.futures
-import hashlib
 import logging
 import os
 import pathlib
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import serialization
 
-_MAGIC = b'impala_jax checkpoint 1\n'
-_NAME = re.compile(r'checkpoint_(\d{10})\.msgpack')
+from impala_jax import config as config_lib
+from impala_jax.learning import learner as learner_lib
+from impala_jax.runtime import checkpoint_files
 
-
-class CheckpointError(Exception):
-  """A file that is not a sound checkpoint, or of another network."""
+CheckpointError = checkpoint_files.CheckpointError
+paths = checkpoint_files.paths
 
 
 class Checkpoint(NamedTuple):
@@ -35,17 +32,24 @@ class Checkpoint(NamedTuple):
 def save(
   directory: pathlib.Path, step: int, state: Any, metadata: dict[str, Any]
 ) -> pathlib.Path:
-  """Writes `checkpoint_<step>.msgpack` atomically and durably."""
+  """Writes `checkpoint_<step>.msgpack` atomically and durably.
+
+  Args:
+    directory: made where it is not there.
+    step: updates.
+    state: tree of arrays.
+    metadata: `updates` and `frames` at least; see `checkpoint_files`.
+  """
   directory.mkdir(parents=True, exist_ok=True)
   state = jax.tree.map(np.asarray, state)
   payload = serialization.msgpack_serialize(
     {'metadata': metadata, 'state': serialization.to_state_dict(state)}
   )
-  path = directory / f'checkpoint_{step:010d}.msgpack'
+  path = checkpoint_files.path_of(directory, step)
   aside = directory / f'.{path.name}.{os.getpid()}'
   try:
     with open(aside, 'wb') as f:
-      f.write(_MAGIC + hashlib.sha256(payload).digest())
+      f.write(checkpoint_files.sealed(payload))
       f.write(payload)
       f.flush()
       os.fsync(f.fileno())
@@ -53,13 +57,6 @@ def save(
   finally:
     aside.unlink(missing_ok=True)
   return path
-
-
-def paths(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The checkpoints of a directory, oldest first."""
-  if not directory.is_dir():
-    return []
-  return sorted(p for p in directory.iterdir() if _NAME.fullmatch(p.name))
 
 
 def load(path: pathlib.Path, template: Any) -> Checkpoint:
@@ -90,19 +87,13 @@ def load(path: pathlib.Path, template: Any) -> Checkpoint:
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """Verified content of a checkpoint file: `state` and `metadata` as plain dicts."""
-  try:
-    content = path.read_bytes()
-  except OSError as e:
-    raise CheckpointError(f'cannot read {path}: {e.strerror}') from e
-  start = len(_MAGIC) + hashlib.sha256().digest_size
-  payload = content[start:]
-  if content[: len(_MAGIC)] != _MAGIC:
-    raise CheckpointError(f'{path} is not a checkpoint')
-  if hashlib.sha256(payload).digest() != content[len(_MAGIC) : start]:
-    raise CheckpointError(f'{path} is damaged: checksum differs')
-  data: dict[str, Any] = serialization.msgpack_restore(payload)
-  return data
+  """Verified content of a checkpoint file: `state` and `metadata` as plain dicts.
+
+  Raises:
+    CheckpointError: it is not sound; says why.
+  """
+  payload = checkpoint_files.payload(path)
+  return checkpoint_files.judged(path, lambda: serialization.msgpack_restore(payload))
 
 
 def latest(directory: pathlib.Path, template: Any) -> Checkpoint | None:
@@ -111,22 +102,64 @@ def latest(directory: pathlib.Path, template: Any) -> Checkpoint | None:
   Raises:
     CheckpointError: a sound file does not fit `template`.
   """
-  for path in reversed(paths(directory)):
-    try:
-      read(path)
-    except CheckpointError as e:
-      logging.warning('skipped: %s', e)
-      continue
-    return load(path, template)
-  return None
+  found = checkpoint_files.newest(directory)
+  return load(found.path, template) if found else None
+
+
+def go_on(
+  path: pathlib.Path | None,
+  config: config_lib.Config,
+  make_learner: Callable[[int], learner_lib.Learner],
+) -> tuple[learner_lib.Learner, Checkpoint | None]:
+  """The learner of a run that goes on from a checkpoint, and what is in that.
+
+  Args:
+    path: of a sound one; None for a run from its beginning.
+    config: of the run.
+    make_learner: see `Components.make_learner`.
+
+  Raises:
+    CheckpointError: the file is of another network.
+  """
+  if path is None:
+    return make_learner(0), None
+  metadata = checkpoint_files.read_metadata(path)
+  # The schedule goes on where it was, with updates of today's size.
+  learner = make_learner(
+    checkpoint_files.frames_ahead(metadata, config.frames_per_update)
+  )
+  checkpoint = load(path, learner.template())
+  logging.info('goes on from %s', path)
+  return learner, checkpoint
 
 
 class Saver:
-  """Saves in a background thread, one at a time, and keeps the newest `keep`."""
+  """Saves in a background thread, one at a time, and keeps the newest `keep`.
 
-  def __init__(self, directory: pathlib.Path, keep: int):
+  Only what is known to be sound counts as kept, and only that is ever deleted: what it
+  has saved itself, and what it is told of.
+
+  Args:
+    directory: of the run's checkpoints.
+    keep: how many.
+    sound: those that are there already, oldest first, see `own_checkpoints`.
+    lineage: see there.
+    check: called before each save; raises where this process must not write any more.
+  """
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    keep: int,
+    sound: Sequence[checkpoint_files.Stored] = (),
+    lineage: str = '',
+    check: Callable[[], None] = lambda: None,
+  ):
     self._directory = directory
     self._keep = keep
+    self._sound = [s.path for s in sound]
+    self._lineage = lineage
+    self._check = check
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
     self._pending: concurrent.futures.Future[None] | None = None
 
@@ -155,6 +188,11 @@ class Saver:
   def _save(
     self, step: int, fetch: Callable[[], Any], metadata: dict[str, Any]
   ) -> None:
-    save(self._directory, step, fetch(), metadata)
-    for path in paths(self._directory)[: -self._keep]:
-      path.unlink(missing_ok=True)
+    state = fetch()
+    self._check()
+    path = save(self._directory, step, state, {**metadata, 'lineage': self._lineage})
+    # A run that goes on and ends at once saves the same number again.
+    self._sound = [p for p in self._sound if p != path] + [path]
+    for old in self._sound[: -self._keep]:
+      old.unlink(missing_ok=True)
+    self._sound = self._sound[-self._keep :]

@@ -20,6 +20,7 @@ from impala_jax.learning import agreement as agreement_lib
 from impala_jax.learning import checkpointing, prefetcher
 from impala_jax.learning import learner as learner_lib
 from impala_jax.learning import recorder as recorder_lib
+from impala_jax.runtime import checkpoint_files
 
 
 class LearnerLoop:
@@ -61,11 +62,14 @@ class LearnerLoop:
     self._state = (
       learner.replicate(resume.state) if resume else learner.init(config.seed)
     )
-    self.updates = int(resume.metadata['updates']) if resume else 0
+    before = resume.metadata if resume else {}
+    self.updates = int(before.get('updates', 0))
+    self._frames_ahead = checkpoint_files.frames_ahead(before, config.frames_per_update)
 
   @property
   def frames(self) -> int:
-    return self.updates * self._config.frames_per_update
+    """Trained on in all, whatever the updates of earlier starts were made of."""
+    return self.updates * self._config.frames_per_update + self._frames_ahead
 
   @property
   def state(self) -> learner_lib.LearnerState:
@@ -75,7 +79,7 @@ class LearnerLoop:
   def run(self) -> None:
     """Raises whatever the reader's thread or a checkpoint's disk raised."""
     config, recorder, watch = self._config.learner, self._recorder, self._recorder.watch
-    total, first_update = self._config.total_updates, self.updates
+    total, first_update = config.total_frames, self.updates
     batches = prefetcher.Prefetcher(
       self._reader, self._learner.put, self.updates, config.max_policy_lag
     )
@@ -85,7 +89,7 @@ class LearnerLoop:
     next_save = time.monotonic() + config.checkpoint_interval
     try:
       item = None
-      while self.updates < total:
+      while self.frames < total:
         if item is None and not self._should_stop():
           item = batches.get(timeout=0.5)
         verdict = self._agreement.decide(item is not None, self._should_stop())
@@ -108,7 +112,7 @@ class LearnerLoop:
           if len(running) > 1:
             self._finish(*running.popleft())
           watch.charge('update')
-          if self.updates % config.publish_interval == 0 or self.updates == total:
+          if self.updates % config.publish_interval == 0 or self.frames >= total:
             self._publish(params)
           watch.charge('publish')
         recorder.maybe_record(self.updates)

@@ -18,6 +18,9 @@ from impala_jax.learning import learner as learner_lib
 from impala_jax.reporting import bottleneck, inference_figures, sinks, stopwatch
 from impala_jax.reporting import episodes as episodes_lib
 from impala_jax.reporting import record as record_lib
+from impala_jax.runtime import checkpoint_files
+
+_SILENT = 60.0  # Seconds without a word from any actor; then none is taken to be left.
 
 
 class Recorder:
@@ -51,8 +54,12 @@ class Recorder:
     self._writer = writer
     self._on_record = on_record
     before = resume.metadata if resume else {}
-    self._wall_before = float(before.get('wall_seconds', 0.0))
-    self._episodes_before = int(before.get('episodes', 0))
+    self._frames_ahead = checkpoint_files.frames_ahead(before, config.frames_per_update)
+    # What was recorded after the checkpoint, without an update more, stands as well.
+    last = writer.last if writer else {}
+    newest = lambda name: max(before.get(name, 0), last.get(name, 0))
+    self._wall_before = float(newest('wall_seconds'))
+    self._episodes_before = int(newest('episodes'))
     self.watch = stopwatch.Stopwatch(record_lib.LEARNER_STAGES)
     self.metrics: losses.Metrics = {}
     self._several_levels = len(config.environment.levels) > 1
@@ -111,11 +118,15 @@ class Recorder:
     """
     now = time.monotonic() if now is None else now
     made = self._make(updates, now)
-    words = words or bottleneck.describe(
-      made.learner_time,
-      made.actor_time,
-      made.queue_fill,
-      remote=self._config.inference.servers > 0,
+    words = (
+      words
+      or self._silence(now)
+      or bottleneck.describe(
+        made.learner_time,
+        made.actor_time,
+        made.queue_fill,
+        remote=self._config.inference.servers > 0,
+      )
     )
     status = record_lib.Status(
       record=made,
@@ -152,11 +163,13 @@ class Recorder:
     return record_lib.Record(
       time=time.time(),
       wall_seconds=self._wall_before + now - self._start,
-      frames=updates * config.frames_per_update,
+      frames=updates * config.frames_per_update + self._frames_ahead,
       updates=updates,
       frames_per_second=rate,
       agent_steps_per_second=rate / config.action_repeat,
-      learning_rate=optimizers.learning_rate_at(config, updates - self._skipped),
+      learning_rate=optimizers.learning_rate_at(
+        config, updates - self._skipped, self._frames_ahead
+      ),
       policy_lag_mean=lag_mean,
       policy_lag_max=lag_max,
       queue_fill=counts['queued'] / max(counts['capacity'], 1),
@@ -181,8 +194,19 @@ class Recorder:
       ),
       metrics=self._read_metrics(),
       learner_time=self.watch.shares(),
-      actor_time=self._take_actor_time(),
+      actor_time={} if self._silence(now) else self._take_actor_time(),
       inference=self._inference.update(self._control, seconds),
+    )
+
+  def _silence(self, now: float) -> str:
+    """That no actor is left, in words; empty while one is heard."""
+    heard = [p.heard for p in self._control.peers() if p.report.role == 'actor']
+    silent = now - max(heard, default=now)
+    if silent < _SILENT:
+      return ''
+    return (
+      f'the actors: none of {len(heard)} has been heard for {silent:.0f} s; their logs '
+      'say why'
     )
 
   def _read_metrics(self) -> dict[str, float]:

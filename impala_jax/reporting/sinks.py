@@ -3,6 +3,8 @@
 import json
 import math
 import pathlib
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from impala_jax.reporting import record
@@ -13,21 +15,40 @@ from impala_jax.runtime.run_directory import RunDirectory
 class RecordWriter:
   """Appends records to `metrics.jsonl`, to TensorBoard, and to `status.json`.
 
+  A run that goes on from a checkpoint has forgotten what came after that: it is cut off
+  the files of records and evaluations, and TensorBoard is told to drop it.
+
   Args:
     run_dir: the run directory.
+    checkpoint: metadata of the one that the run goes on from; empty for none.
     tensorboard: whether to write event files (needs tensorboardX).
+
+  Attributes:
+    last: the last line that was kept; empty where there is none.
   """
 
-  def __init__(self, run_dir: pathlib.Path, tensorboard: bool = True):
+  def __init__(
+    self,
+    run_dir: pathlib.Path,
+    checkpoint: Mapping[str, Any] = types.MappingProxyType({}),
+    tensorboard: bool = True,
+  ):
+    updates = checkpoint.get('updates', 0)
     run_dir.mkdir(parents=True, exist_ok=True)
     run = RunDirectory(run_dir)
+    self.last = files.cut_json_lines(
+      run.metrics, run.cut(run.metrics), _after('updates', updates)
+    )
+    cut_evaluations(run, updates)
     self._status = run.status
     self._lines = open(run.metrics, 'a', buffering=1)  # noqa: SIM115
     self._board: Any = None
     if tensorboard:
       import tensorboardX
 
-      self._board = tensorboardX.SummaryWriter(str(run.tensorboard))
+      # What was written at a step of this or a later one is dropped.
+      purge = checkpoint.get('frames', 0) + 1 if run.tensorboard.exists() else None
+      self._board = tensorboardX.SummaryWriter(str(run.tensorboard), purge_step=purge)
 
   def write(self, status: record.Status) -> None:
     """A line of the record alone; the status file has the rest besides."""
@@ -47,3 +68,13 @@ class RecordWriter:
     self._lines.close()
     if self._board is not None:
       self._board.close()
+
+
+def cut_evaluations(run: RunDirectory, updates: int) -> None:
+  """Cuts off evaluations of later parameters, which a run that went back has not."""
+  path = run.evaluations
+  files.cut_json_lines(path, run.cut(path), _after('version', updates))
+
+
+def _after(name: str, updates: int) -> Callable[[dict[str, Any]], bool]:
+  return lambda record: isinstance(x := record.get(name), int) and x > updates

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 
@@ -19,6 +20,44 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text())
   except (OSError, ValueError):
     return {}
+
+
+def cut_json_lines(
+  path: pathlib.Path, aside: pathlib.Path, after: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+  """Ends a `.jsonl` file before the first record that is `after` where a run goes on.
+
+  A last line that a crash has cut off goes, too: else the next record would be glued to
+  it. What goes is added to the file `aside`, so that nothing is lost.
+
+  Returns:
+    The last record that stays; empty where there is none.
+  """
+  last: dict[str, Any] = {}
+  end = 0
+  if not path.exists():
+    return last
+  with open(path, 'rb') as f:
+    for line in f:
+      record = _record(line)
+      if not line.endswith(b'\n') or (record and after(record)):
+        break
+      last, end = record or last, end + len(line)
+    f.seek(end)
+    lost = f.read()
+  if lost:
+    with open(aside, 'ab') as f:
+      f.write(lost if lost.endswith(b'\n') else lost + b'\n')
+    os.truncate(path, end)
+  return last
+
+
+def _record(line: bytes) -> dict[str, Any]:
+  try:
+    found = json.loads(line)
+  except ValueError:
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -61,9 +61,18 @@ class RunDirectory:
     return self.path / 'checkpoints'
 
   @property
+  def lineage(self) -> pathlib.Path:
+    """What the run's checkpoints bear and no other's do; a copy of the run bears it."""
+    return self.path / 'lineage.json'
+
+  @property
   def evaluations(self) -> pathlib.Path:
     """Evaluations while it trains, one a line."""
     return self.path / 'evaluations.jsonl'
+
+  def cut(self, lines: pathlib.Path) -> pathlib.Path:
+    """Where goes what is cut off `metrics` or `evaluations` as a run goes on."""
+    return lines.with_suffix('.cut.jsonl')
 
   @property
   def learning_curve(self) -> pathlib.Path:
@@ -121,12 +130,20 @@ class RunDirectory:
     """Folder of the scripts and manifests that were submitted."""
     return self.path / 'launch'
 
+  def owner(self, launch: int) -> pathlib.Path:
+    """Whether the launch of that number runs, see `runtime.lease`."""
+    return self.path / 'owners' / f'{launch}.json'
+
   def supervised(self, role: str, index: int) -> pathlib.Path:
     """What a supervisor knows of its process: also the incarnation.
 
     It grows with each start on whatever host, because the next one reads it there.
     """
     return self.path / 'supervised' / f'{role}-{index}.json'
+
+  def incarnation(self, role: str, index: int) -> int:
+    """The newest of a process; -1 before the first."""
+    return int(files.read_json(self.supervised(role, index)).get('incarnation', -1))
 
   def read_status(self) -> dict[str, Any]:
     """Empty before the learner's first word."""

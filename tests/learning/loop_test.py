@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from impala_jax import config as config_lib
 from impala_jax import optimizers, types
@@ -115,6 +116,43 @@ def test_each_version_is_the_parameters_after_so_many_updates(tmp_path):
     _same(params, states[version].params)
   assert records[-1]['frames'] == 7 * 20
   assert records[-1]['policy_lag_max'] == 6 - _VERSIONS[6]
+
+
+@pytest.mark.parametrize('batch', [2, 8])
+def test_frames_go_on_from_the_checkpoint_whatever_a_batch_is_now(tmp_path, batch):
+  _run(tmp_path, 0, 5)
+  resume = checkpointing.latest(
+    tmp_path, synthetic.make_learner(synthetic.config()).template()
+  )
+  assert (resume.metadata['updates'], resume.metadata['frames']) == (5, 100)
+  config = synthetic.config(learner__batch_size=str(batch), learner__total_frames='210')
+  queue = local_transport.LocalTransport(synthetic.layout(), batch, 24)
+  writer = queue.writer()
+  for i in range(24):
+    writer.write(synthetic.rows(i, 1, sequence=i)[0], timeout=1.0)
+  records: list[dict[str, Any]] = []
+  control = _Control()
+  recorded = recorder.Recorder(
+    config, control, queue.stats, resume=resume,
+    on_record=lambda status: records.append(status.record.flat()),
+  )  # fmt: skip
+  saver = checkpointing.Saver(tmp_path, 9)
+  trains = loop.LearnerLoop(
+    config, synthetic.make_learner(config), queue, control, recorded, saver, resume
+  )
+  trains.run()
+  recorded.last_record(trains.updates)
+  saver.close()
+  queue.close()
+  # 110 frames are left, in updates of 10 or 40.
+  updates = 110 // (5 * batch) + (batch == 8)
+  assert trains.updates == 5 + updates
+  assert trains.frames == records[-1]['frames'] == 100 + updates * 5 * batch
+  assert records[0]['frames'] == 100
+  assert records[0]['learning_rate'] == pytest.approx(6e-4 * (1 - 100 / 210))
+  assert control.published[-1][0] == trains.updates
+  saved = checkpointing.read(checkpointing.paths(tmp_path)[-1])['metadata']
+  assert (saved['updates'], saved['frames']) == (trains.updates, trains.frames)
 
 
 class _Learner(learner_lib.Learner):

@@ -121,7 +121,7 @@ def test_times_of_actors_are_since_the_last_record():
 
 
 def test_a_run_that_goes_on_counts_on():
-  metadata = {'updates': 5, 'episodes': 30, 'wall_seconds': 1000.0}
+  metadata = {'updates': 5, 'frames': 77, 'episodes': 30, 'wall_seconds': 1000.0}
   resume = checkpointing.Checkpoint(None, metadata, pathlib.Path('x'))
   run = Run('only', resume=resume)
   run.tell('actor', 0, {}, events=(protocol.Episode(0, 1.0, 9),))
@@ -131,7 +131,10 @@ def test_a_run_that_goes_on_counts_on():
   assert made.updates == 6
   config = config_lib.override(config_lib.Config(), ['atari.action_repeat=2'])
   per_update = config.frames_per_update
-  assert made.frames == 6 * per_update
+  # The frames of what went before are stored, not derived from today's settings.
+  assert made.frames == 77 + per_update
+  total = config.learner.total_frames
+  assert made.learning_rate == pytest.approx(6e-4 * (1 - made.frames / total), rel=1e-9)
   # Of the one update since, not of six.
   seconds = made.wall_seconds - 1000.0
   assert made.frames_per_second == pytest.approx(per_update / seconds)

@@ -16,7 +16,7 @@ from impala_jax.distributed.roles import actor as actor_role
 from impala_jax.distributed.roles import evaluator as evaluator_role
 from impala_jax.distributed.roles import policies
 from impala_jax.distributed.transport import local as local_transport
-from impala_jax.learning import checkpointing
+from impala_jax.learning import checkpointing, own_checkpoints
 from impala_jax.learning import loop as learner_loop
 from impala_jax.learning import recorder as recorder_lib
 from impala_jax.reporting import record, sinks
@@ -34,6 +34,7 @@ def run(
   run_dir: pathlib.Path | None,
   should_stop: Callable[[], bool] = lambda: False,
   on_record: Callable[[record.Status], None] = lambda status: None,
+  check: Callable[[], None] = lambda: None,
 ) -> learner_loop.LearnerLoop:
   """Trains to the configured frames; returns the loop with the final state.
 
@@ -43,12 +44,20 @@ def run(
       checkpoint there is gone on from.
     should_stop: ends the run early.
     on_record: called with each record.
+    check: raises where `run_dir` belongs to another process by now.
 
   Raises:
     ActorFailed: an actor raised.
+    checkpointing.CheckpointError: `run_dir` has checkpoints, and none is sound and of
+      this run.
   """
   config = parts.config
-  learner = parts.make_learner()
+  run = own = newest = None
+  if run_dir is not None:
+    run = RunDirectory(run_dir)
+    own = own_checkpoints.take_over(run, config)
+    newest = own.sound[-1].path if own.sound else None
+  learner, resume = checkpointing.go_on(newest, config, parts.make_learner)
   control = board.Board(config.environment.levels)
   queue = local_transport.LocalTransport(
     parts.layout, config.learner.batch_size, config.queue_capacity
@@ -76,13 +85,13 @@ def run(
 
   with contextlib.ExitStack() as stack:
     stack.callback(queue.close)
-    resume = writer = saver = None
-    if run_dir is not None:
-      checkpoints = RunDirectory(run_dir).checkpoints
-      resume = checkpointing.latest(checkpoints, learner.template())
-      writer = sinks.RecordWriter(run_dir)
+    writer = saver = None
+    if run is not None and own is not None:
+      writer = sinks.RecordWriter(run.path, resume.metadata if resume else {})
       stack.callback(writer.close)
-      saver = checkpointing.Saver(checkpoints, config.learner.keep_checkpoints)
+      saver = checkpointing.Saver(
+        run.checkpoints, config.learner.keep_checkpoints, *own, check
+      )
       stack.callback(saver.close)
     recorder = recorder_lib.Recorder(
       config, control, queue.stats, writer, on_record, resume

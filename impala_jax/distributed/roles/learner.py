@@ -7,7 +7,6 @@ so, or the learner has been out of reach for too long; no wait is without an end
 
 import contextlib
 import logging
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -16,12 +15,11 @@ from impala_jax.distributed.control import board, protocol
 from impala_jax.distributed.gang import meeting
 from impala_jax.distributed.gang import start as gang_start
 from impala_jax.distributed.security import keys as run_keys
-from impala_jax.learning import agreement, checkpointing
-from impala_jax.learning import learner as learner_lib
+from impala_jax.learning import agreement, checkpointing, own_checkpoints
 from impala_jax.learning import loop as learner_loop
 from impala_jax.learning import recorder as recorder_lib
 from impala_jax.reporting import record, sinks
-from impala_jax.runtime import files, role_environment
+from impala_jax.runtime import files, lease, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
@@ -69,8 +67,11 @@ def _learn(
 
   config, run = parts.config, RunDirectory(here.run_dir)
   first = gang.index == 0
-  learner = parts.make_learner()
-  resume = _resume(run.checkpoints, learner, gang)
+  # Other learners read it, too, and learner 0 alone judges what is there.
+  own = own_checkpoints.take_over(run, config) if first else None
+  name = gang.spread(own.sound[-1].path.name if own and own.sound else '')
+  path = run.checkpoints / name if name else None
+  learner, resume = checkpointing.go_on(path, config, parts.make_learner)
   keys = run_keys.folder_of(config, run.path)
   with contextlib.ExitStack() as stack:
     levels = config.environment.levels
@@ -81,11 +82,16 @@ def _learn(
       'learner': range(1, gang.count if first else 1),
     }
     writer = saver = relay = None
-    if first:
+    if own is not None:
       control = board.Board(levels, processes)
-      writer = sinks.RecordWriter(run.path)
+      writer = sinks.RecordWriter(run.path, resume.metadata if resume else {})
       stack.callback(writer.close)
-      saver = checkpointing.Saver(run.checkpoints, config.learner.keep_checkpoints)
+      saver = checkpointing.Saver(
+        run.checkpoints,
+        config.learner.keep_checkpoints,
+        *own,
+        lambda: lease.check(run, 'learner', 0, here.incarnation),
+      )
       stack.callback(saver.close)
     else:
       control = relay = relay_lib.Relay(levels, gang.index, here.incarnation, processes)
@@ -141,21 +147,6 @@ def _learn(
     if relay is None:
       recorder.last_record(loop.updates)
   return loop
-
-
-def _resume(
-  checkpoints: pathlib.Path, learner: learner_lib.Learner, gang: agreement.Agreement
-) -> checkpointing.Checkpoint | None:
-  """The checkpoint that all learners go on from: learner 0 chooses."""
-  resume = None
-  if gang.index == 0:
-    resume = checkpointing.latest(checkpoints, learner.template())
-  name = gang.spread(resume.path.name if resume else '')
-  if gang.index and name:
-    resume = checkpointing.load(checkpoints / name, learner.template())
-  if resume is not None:
-    logging.info('goes on from %s', resume.path)
-  return resume
 
 
 def _wait_for_goodbye(control: protocol.Control) -> None:

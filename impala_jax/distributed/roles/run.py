@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 
-from impala_jax.runtime import role_environment
+from impala_jax.runtime import lease, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
 STOPPED = 128 + signal.SIGTERM
@@ -72,7 +72,14 @@ def main(argv: list[str]) -> int:
     elif role == 'evaluator':
       evaluator_role.run(parts, here, should_stop)
     else:
-      loop = all_in_one.run(parts, here.run_dir, should_stop)
+      loop = all_in_one.run(
+        parts,
+        here.run_dir,
+        should_stop,
+        check=lambda: lease.check(
+          RunDirectory(here.run_dir), 'all', 0, here.incarnation
+        ),
+      )
       whole = loop.frames >= parts.config.learner.total_frames
   except Exception as e:
     logging.exception('%s %d failed', role, here.index)

@@ -10,7 +10,7 @@ from impala_jax.environments import base, concat_vector, registry
 from impala_jax.environments.atari import environment as atari
 from impala_jax.environments.atari import games as atari_games
 from impala_jax.environments.atari import video as atari_video
-from impala_jax.settings import NOT_NEGATIVE, at_least, below, setting
+from impala_jax.settings import KEPT, NOT_NEGATIVE, at_least, below, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Settings:
     False,
     'The agent has all 18 actions, not just those that a game knows. It always has '
     'where it plays several games.',
+    kept=KEPT,
   )
 
   def relations(self) -> Iterator[tuple[str, str]]:

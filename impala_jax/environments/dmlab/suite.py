@@ -18,6 +18,7 @@ from impala_jax.environments.dmlab import environment as dmlab
 from impala_jax.environments.dmlab import levels as dmlab30
 from impala_jax.environments.engines import pool as process_pool
 from impala_jax.settings import (
+  KEPT,
   NOT_NEGATIVE,
   at_least,
   at_most,
@@ -56,12 +57,17 @@ class Settings(engines.EngineSettings):
     'default',
     'The agent has this set of actions, see `environments.dmlab.actions`.',
     one_of(dmlab_actions.names()),
+    kept=KEPT,
   )
   action_repeat: int = setting(
     4, 'An action lasts so many frames. 60 are a second of game time.', at_least(1)
   )
-  frame_width: int = setting(96, 'A frame is so many pixels wide.', multiple_of(4))
-  frame_height: int = setting(72, 'A frame is so many pixels high.', multiple_of(4))
+  frame_width: int = setting(
+    96, 'A frame is so many pixels wide.', multiple_of(4), kept=KEPT
+  )
+  frame_height: int = setting(
+    72, 'A frame is so many pixels high.', multiple_of(4), kept=KEPT
+  )
   skip_unavailable_levels: bool = setting(
     False, 'Levels that lack their data are left out. Else they are refused.'
   )

@@ -19,7 +19,7 @@ from impala_jax.environments import base, registry, scoring
 from impala_jax.environments import engine_settings as engines
 from impala_jax.environments.doom import environment as doom
 from impala_jax.environments.engines import pool as process_pool
-from impala_jax.settings import at_least, one_of, setting
+from impala_jax.settings import KEPT, at_least, one_of, setting
 
 GROUP = 'doom9'  # Among `environment.levels`: all scenarios.
 NOT_INSTALLED = (
@@ -77,13 +77,17 @@ class Settings(engines.EngineSettings):
   """What scenarios are played with."""
 
   action_set: str = setting(
-    'default', 'The agent has this set of actions.', one_of(doom.ACTIONS)
+    'default', 'The agent has this set of actions.', one_of(doom.ACTIONS), kept=KEPT
   )
   action_repeat: int = setting(
     4, 'An action lasts so many game tics. 35 are a second of game time.', at_least(1)
   )
-  frame_width: int = setting(96, 'A frame is so many pixels wide.', at_least(1))
-  frame_height: int = setting(72, 'A frame is so many pixels high.', at_least(1))
+  frame_width: int = setting(
+    96, 'A frame is so many pixels wide.', at_least(1), kept=KEPT
+  )
+  frame_height: int = setting(
+    72, 'A frame is so many pixels high.', at_least(1), kept=KEPT
+  )
   max_episode_frames: int = setting(
     108_000,
     'An episode is ended after so many game tics, or by a shorter limit of its '

@@ -180,6 +180,8 @@ class Backend(abc.ABC):
   """
 
   name: ClassVar[str]
+  # Whether checkpoints are in a volume that cannot be read from here.
+  keeps_elsewhere: ClassVar[bool] = False
 
   def __init__(self, options: Any):
     self.options = options

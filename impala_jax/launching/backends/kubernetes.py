@@ -27,6 +27,7 @@ class Kubernetes(backend.Backend):
   """See the module; `options` are `Options`."""
 
   name = 'kubernetes'
+  keeps_elsewhere = True
   options: Options
 
   def render(self, program: program_lib.Program) -> dict[str, str]:
