@@ -58,14 +58,23 @@ def add_flags(parser: arguments.Parser) -> None:
     how, 'levels', "Some of the run's levels.", kind=arguments.names, shown='all'
   )
   arguments.flag(
-    how, 'episodes', 'Whole episodes of each level.', 100, kind=int, least=1
+    how,
+    'episodes',
+    'Whole episodes of each level.',
+    100,
+    kind=int,
+    least=1,
+    most=1_000_000,
   )
   arguments.flag(
     how, 'processes', 'Environments at a time; in dmlab and doom so many processes. '
     'Those of other suites cost little: 16 or more there.', 4, kind=int, least=1,
+    most=4096,
   )  # fmt: skip
   arguments.switch(how, 'greedy', 'Likeliest action instead of sampling.')
-  arguments.flag(how, 'seed', 'Random seed of the evaluation.', 0, kind=int)
+  arguments.flag(
+    how, 'seed', 'Random seed of the evaluation.', 0, kind=int, least=0, most=2**31 - 1
+  )
   output = parser.add_argument_group('what it leaves')
   arguments.switch(output, 'videos', 'Film one episode of each level.')
   arguments.flag(
@@ -105,8 +114,6 @@ class _Signals:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-  if not 0 <= args.seed < 2**31:
-    raise arguments.Mistake(f'--seed={args.seed}: must lie in [0, 2^31)')
   if args.videos and importlib.util.find_spec('imageio_ffmpeg') is None:
     raise arguments.Mistake('--videos needs imageio-ffmpeg: pip install imageio-ffmpeg')
 

@@ -146,16 +146,23 @@ def _scale(launch: backend.Launch, args: argparse.Namespace) -> str:
   name, number = args.arguments
   role = {'actors': 'actor'}.get(name, name)
   replicas = _number(number, 'N')
+  if ended := launch.run.how_ended():
+    raise ValueError(
+      f'the run {ended.get("reason")}: nothing is left to scale; go on with it by '
+      '--resume'
+    )
   return backends.of_launch(launch).scale(launch, role, replicas)
 
 
 def _stop(launch: backend.Launch, args: argparse.Namespace) -> str:
-  return backends.of_launch(launch).stop(launch)
+  ended = launch.run.how_ended()
+  words = backends.of_launch(launch).stop(launch)
+  return f'the run {ended.get("reason")} before; {words}' if ended else words
 
 
 def _number(text: str, name: str) -> int:
-  if not text.isdecimal():
-    raise ValueError(f'{name} is {text!r}: must be a number')
+  if not text.isdecimal() or len(text) > 7:
+    raise ValueError(f'{name} is {text!r:.60}: must be a whole number up to 9,999,999')
   return int(text)
 
 
@@ -170,7 +177,7 @@ def add_flags(parser: arguments.Parser) -> None:
   parser.add_argument(
     'arguments', nargs='*', default=[], metavar='ARGUMENT', help='ROLE, INDEX or N'
   )
-  arguments.flag(parser, 'lines', 'Of logs.', 40, kind=int, least=1)
+  arguments.flag(parser, 'lines', 'Of logs.', 40, kind=int, least=1, most=1_000_000)
   arguments.switch(parser, 'json', 'Of status: for programs.')
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from impala_jax.settings import NOT_NEGATIVE, POSITIVE, setting
+from impala_jax.settings import NOT_NEGATIVE, POSITIVE, at_most, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,4 +22,5 @@ class EngineSettings:
     'The engine of one environment is replaced so often within ten minutes. Then its '
     'actor ends.',
     NOT_NEGATIVE,
+    at_most(1_000_000),
   )

@@ -7,7 +7,6 @@ the attribute is what `register` takes.
 """
 
 import contextlib
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -18,7 +17,7 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax import settings as settings_lib
 from impala_jax import suites, types
-from impala_jax.environments import base, scoring, specs, vector
+from impala_jax.environments import base, level_names, scoring, specs, vector
 from impala_jax.environments import engine_settings as engines
 
 
@@ -278,7 +277,7 @@ def from_maker(
     assert levels is not None
     if level in levels:
       return None
-    near = difflib.get_close_matches(level, levels, 3) or levels
+    near = level_names.near(level, levels) or levels
     return f'unknown level {level!r}: did you mean {", ".join(near)}?'
 
   def make(

@@ -17,6 +17,7 @@ from impala_jax.environments import base
 from impala_jax.evaluation import films, playing
 from impala_jax.learning import checkpointing
 from impala_jax.reporting import episodes, plots
+from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 
 
@@ -109,7 +110,8 @@ class Session:
       returns=returns,
       failed=failed,
     )
-    with open(RunDirectory(self._run_dir).evaluations, 'a') as f:
+    path = RunDirectory(self._run_dir).evaluations
+    with files.naming(path), open(path, 'a') as f:
       f.write(json.dumps(wire.plain(event)) + '\n')
     return event
 

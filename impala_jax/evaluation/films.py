@@ -8,6 +8,7 @@ import numpy as np
 
 from impala_jax import components, types
 from impala_jax.evaluation import playing
+from impala_jax.runtime import files
 
 _STEPS = 2_700  # Three minutes of play at 15 agent steps a second.
 
@@ -57,7 +58,7 @@ class VideoWriter:
 
 def path_for(directory: pathlib.Path, level: str) -> pathlib.Path:
   """Where the film of `level` belongs; names of levels may hold slashes."""
-  return directory / f'evaluation_{level.replace("/", "_")}.mp4'
+  return directory / f'evaluation_{files.as_name(level, 100)}.mp4'
 
 
 def film(

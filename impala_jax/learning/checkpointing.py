@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from flax import serialization
 
+from impala_jax.runtime import files
+
 _MAGIC = b'impala_jax checkpoint 1\n'
 _NAME = re.compile(r'checkpoint_(\d{10})\.msgpack')
 
@@ -44,7 +46,7 @@ def save(
   path = directory / f'checkpoint_{step:010d}.msgpack'
   aside = directory / f'.{path.name}.{os.getpid()}'
   try:
-    with open(aside, 'wb') as f:
+    with files.naming(path), open(aside, 'wb') as f:
       f.write(_MAGIC + hashlib.sha256(payload).digest())
       f.write(payload)
       f.flush()

@@ -36,7 +36,8 @@ class RecordWriter:
       key: value if math.isfinite(value) else None
       for key, value in status.record.flat().items()
     }
-    self._lines.write(json.dumps(line) + '\n')
+    with files.naming(self._lines.name):
+      self._lines.write(json.dumps(line) + '\n')
     if self._board is not None:
       for name, value in line.items():
         if value is not None and name not in ('frames', 'time'):

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 
-from impala_jax.runtime import role_environment
+from impala_jax.runtime import files, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
 STOPPED = 128 + signal.SIGTERM
@@ -71,7 +71,8 @@ def main(argv: list[str]) -> int:
       whole = loop.frames >= parts.config.learner.total_frames
   except Exception as e:
     logging.exception('%s %d failed', role, here.index)
-    print(f'CAUSE: {type(e).__name__}: {e}', flush=True)
+    words = files.explain(e) if isinstance(e, OSError) else str(e)
+    print(f'CAUSE: {type(e).__name__}: {words}', flush=True)
     return 1
   return STOPPED if stop.is_set() and not whole else 0
 

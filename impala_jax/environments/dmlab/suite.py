@@ -1,7 +1,6 @@
 """The suite `dmlab`: levels of DeepMind Lab, each environment in its own process."""
 
 import dataclasses
-import difflib
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax import types
 from impala_jax.environments import engine_settings as engines
-from impala_jax.environments import instruction_ids, registry
+from impala_jax.environments import instruction_ids, level_names, registry
 from impala_jax.environments.dmlab import actions as dmlab_actions
 from impala_jax.environments.dmlab import environment as dmlab
 from impala_jax.environments.dmlab import levels as dmlab30
@@ -58,10 +57,17 @@ class Settings(engines.EngineSettings):
     one_of(dmlab_actions.names()),
   )
   action_repeat: int = setting(
-    4, 'An action lasts so many frames. 60 are a second of game time.', at_least(1)
+    4,
+    'An action lasts so many frames. 60 are a second of game time.',
+    at_least(1),
+    at_most(1000),
   )
-  frame_width: int = setting(96, 'A frame is so many pixels wide.', multiple_of(4))
-  frame_height: int = setting(72, 'A frame is so many pixels high.', multiple_of(4))
+  frame_width: int = setting(
+    96, 'A frame is so many pixels wide.', multiple_of(4), at_most(4096)
+  )
+  frame_height: int = setting(
+    72, 'A frame is so many pixels high.', multiple_of(4), at_most(4096)
+  )
   skip_unavailable_levels: bool = setting(
     False, 'Levels that lack their data are left out. Else they are refused.'
   )
@@ -72,7 +78,10 @@ class Settings(engines.EngineSettings):
     '', "This directory holds compiled maps. '' is one in the user's cache folder."
   )
   level_cache_gib: float = setting(
-    10.0, 'The level cache holds so many GiB. With 0 there is none.', NOT_NEGATIVE
+    10.0,
+    'The level cache holds so many GiB. With 0 there is none.',
+    NOT_NEGATIVE,
+    at_most(1e6),
   )
   episode_seeds: int = setting(
     0,
@@ -124,7 +133,7 @@ def problem(level: str) -> str | None:
     return None
   if not inside and level in _KNOWN:
     return None
-  near = difflib.get_close_matches(name.lower(), (GROUP, *_KNOWN), 3, 0.6)
+  near = level_names.near(name, (GROUP, *_KNOWN))
   hint = (
     f'did you mean {", ".join(near)}?' if near else f'known are {", ".join(_KNOWN)}'
   )

@@ -5,7 +5,6 @@ frames, one set of actions, engines in processes of their own, levels whose rewa
 differ by orders of magnitude, and a score of the whole suite.
 """
 
-import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +14,11 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
-from impala_jax.environments import base, registry, scoring
+from impala_jax.environments import base, level_names, registry, scoring
 from impala_jax.environments import engine_settings as engines
 from impala_jax.environments.doom import environment as doom
 from impala_jax.environments.engines import pool as process_pool
-from impala_jax.settings import at_least, one_of, setting
+from impala_jax.settings import at_least, at_most, below, one_of, setting
 
 GROUP = 'doom9'  # Among `environment.levels`: all scenarios.
 NOT_INSTALLED = (
@@ -80,15 +79,23 @@ class Settings(engines.EngineSettings):
     'default', 'The agent has this set of actions.', one_of(doom.ACTIONS)
   )
   action_repeat: int = setting(
-    4, 'An action lasts so many game tics. 35 are a second of game time.', at_least(1)
+    4,
+    'An action lasts so many game tics. 35 are a second of game time.',
+    at_least(1),
+    at_most(1000),
   )
-  frame_width: int = setting(96, 'A frame is so many pixels wide.', at_least(1))
-  frame_height: int = setting(72, 'A frame is so many pixels high.', at_least(1))
+  frame_width: int = setting(
+    96, 'A frame is so many pixels wide.', at_least(1), at_most(4096)
+  )
+  frame_height: int = setting(
+    72, 'A frame is so many pixels high.', at_least(1), at_most(4096)
+  )
   max_episode_frames: int = setting(
     108_000,
     'An episode is ended after so many game tics, or by a shorter limit of its '
     'scenario.',
     at_least(1),
+    below(2**31),
   )
 
   def relations(self) -> Iterator[tuple[str, str]]:
@@ -103,7 +110,7 @@ def problem(level: str) -> str | None:
     return None
   if level == GROUP:
     return f'{GROUP!r} is a group of levels: registry.resolve writes them out'
-  near = difflib.get_close_matches(level, SCENARIOS, 3) or SCENARIOS
+  near = level_names.near(level, [GROUP, *SCENARIOS]) or SCENARIOS
   return f'unknown level {level!r}: did you mean {", ".join(near)}?'
 
 

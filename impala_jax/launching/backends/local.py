@@ -74,7 +74,10 @@ class Local(backend.Backend):
 
   def scale(self, launch: backend.Launch, role: str, replicas: int) -> str:
     before = launch.program.role(role).replicas
-    launch.program = launch.program.scaled(role, replicas)
+    program = launch.program.scaled(role, replicas)
+    if not wait_for(launch.handles[program.main.name], 0.0):
+      raise backend.BackendError('its learner has gone: go on with it by --resume')
+    launch.program = program
     for index in range(before, replicas):
       self._start(launch, launch.program.role(role), index)
     gone = launch.handles[role][replicas:]
