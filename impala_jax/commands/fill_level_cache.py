@@ -213,12 +213,9 @@ def _configure(args: argparse.Namespace) -> config_lib.Config:
     reset_timeout=args.timeout,
   )
   environment = config_lib.Environment(suite='dmlab', levels=tuple(args.levels))
-  config = registry.resolve(
+  return registry.resolve(
     config_lib.Config(environment=environment, suite_settings=settings)
   )
-  for level in config.environment.levels:
-    dmlab_suite.played(level, evaluation=False)  # Raises where it may not be.
-  return config
 
 
 def _terminate(*_: Any) -> NoReturn:

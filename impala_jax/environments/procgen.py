@@ -180,6 +180,7 @@ SUITE = registry.Suite(
   make=_vector,
   spec=lambda _: SPEC,
   problem=problem,
+  tells_time_limits=False,
   missing=_missing,
   levels=lambda: [*GAMES, *(f'{game}{_EASY}' for game in GAMES)],
 )

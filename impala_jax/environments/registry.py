@@ -53,6 +53,11 @@ class Suite(NamedTuple):
   # configuration by `config.of_suite`. Its field `action_repeat`, where there is one,
   # says how many frames an agent step is; without it, it is one.
   settings: type[settings_lib.Section] | None = None
+  # Why levels of a resolved configuration cannot be played on this machine, as far as
+  # it can be told without an engine: a line each.
+  lacking: Callable[[config_lib.Config], list[str]] | None = None
+  # Whether an episode's end tells if it was a time limit's doing.
+  tells_time_limits: bool = True
   # What has to be installed for it and how, empty where all is there.
   missing: Callable[[], str] | None = None
   # The levels that `environment.levels` may name, groups of them first. None: any.
@@ -197,6 +202,7 @@ def resolve(config: config_lib.Config, elsewhere: bool = False) -> config_lib.Co
   suite = find(config.environment.suite)
   if not elsewhere and (text := missing(config.environment.suite)):
     raise config_lib.ConfigError(text)
+  settings_lib.check(config.environment, 'environment.')
   found = []
   try:
     if suite.resolve is not None:
@@ -204,6 +210,8 @@ def resolve(config: config_lib.Config, elsewhere: bool = False) -> config_lib.Co
     # Some suites ask their engine which levels there are.
     with contextlib.suppress(*([ImportError] if elsewhere else [])):
       found = _level_problems(config)
+      if suite.lacking is not None and not found and not elsewhere:
+        found = suite.lacking(config)
   except config_lib.ConfigError as e:
     found = [str(e)]
   if found:
@@ -237,6 +245,14 @@ def reference(suite: str, level: str) -> scoring.Reference:
   except config_lib.ConfigError:  # A run's own environment, which is not here.
     known = None
   return (known and known(level)) or scoring.Reference(level)
+
+
+def tells_time_limits(suite: str) -> bool:
+  """Whether `EpisodeEnd.truncated` means something in a suite."""
+  try:
+    return find(suite).tells_time_limits
+  except config_lib.ConfigError:  # A run's own environment, which is not here.
+    return True
 
 
 def random_seed(seed: int, actor_id: int, incarnation: int = 0) -> int:

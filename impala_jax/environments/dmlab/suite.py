@@ -154,13 +154,22 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   """Writes out `dmlab30`; with `skip_unavailable_levels` drops levels without pictures.
 
   Raises:
-    ConfigError: pictures are missing, or a setting is one that the engine cannot have.
+    ConfigError: pictures are missing, a level is held out, or there twice by its two
+      names.
   """
   settings = config.of_suite(Settings)
   levels: list[str] = []
   for level in config.environment.levels:
     levels += dmlab30.TRAINING_LEVELS if level == GROUP else [level]
-  levels = list(dict.fromkeys(levels))
+  levels = list(dict.fromkeys(levels))  # A level may be named beside its group.
+  by_path: dict[str, str] = {}
+  for level in levels:
+    played(level, evaluation=False)
+    before = by_path.setdefault(dmlab.level_path(level), level)
+    if before != level:
+      raise config_lib.ConfigError(
+        f'levels {before!r} and {level!r} are one: name it once'
+      )
   lacking = {x: dmlab.picture_problem(x, settings.dataset_path) for x in levels}
   left = [x for x in levels if not lacking[x]]
   if len(left) < len(levels):
@@ -175,6 +184,18 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
     )
   environment = dataclasses.replace(config.environment, levels=tuple(left))
   return dataclasses.replace(config, environment=environment)
+
+
+def _lacking(config: config_lib.Config) -> list[str]:
+  folder = dmlab.levels_folder()
+  if folder is None:
+    return []
+  paths = {x: folder / f'{dmlab.level_path(x)}.lua' for x in config.environment.levels}
+  return [
+    f'level {level!r} is not among those of the engine: there is no {path}'
+    for level, path in paths.items()
+    if not path.is_file()
+  ]
 
 
 def _spec(config: config_lib.Config) -> types.EnvironmentSpec:
@@ -194,14 +215,17 @@ def _make(
 ) -> process_pool.ProcessPool:
   settings = config.of_suite(Settings)
   shared = engine_settings(config, evaluation)
-  levels = [played(config.environment.levels[task], evaluation) for task in tasks]
+  levels = [played(level, evaluation) for level in config.environment.levels]
+  engines = [
+    process_pool.EngineSpec(_MAKER, {'level': level, **shared}, level)
+    for level in levels
+  ]
   return process_pool.ProcessPool(
-    [
-      process_pool.EngineSpec(_MAKER, {'level': level, **shared}, level)
-      for level in levels
-    ],
+    [engines[task] for task in tasks],
     tasks,
     _spec(config),
+    # In an evaluation a level is played or it is not.
+    others=None if evaluation else dict(enumerate(engines)),
     max_ready=0 if evaluation else config.actor.inference_batch,
     step_timeout=settings.step_timeout,
     reset_timeout=settings.reset_timeout,
@@ -218,6 +242,8 @@ SUITE = registry.Suite(
   scores=dmlab30.scores,
   reference=dmlab30.reference,
   settings=Settings,
+  lacking=_lacking,
+  tells_time_limits=False,
   missing=missing,
   levels=lambda: [GROUP, *_KNOWN],
 )

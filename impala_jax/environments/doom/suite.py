@@ -133,7 +133,8 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   levels: list[str] = []
   for level in config.environment.levels:
     levels.extend(SCENARIOS if level == GROUP else [level])
-  return replace(config, environment=replace(config.environment, levels=tuple(levels)))
+  distinct = tuple(dict.fromkeys(levels))  # A level may be named beside its group.
+  return replace(config, environment=replace(config.environment, levels=distinct))
 
 
 def missing() -> str:
@@ -171,6 +172,7 @@ class DoomPool:
     tasks: of each environment, an index into `environment.levels`.
     max_ready: see `ProcessPool`.
     film: the engines also make pictures, for `frame`.
+    evaluation: an engine that fails too often has no other level to play.
   """
 
   def __init__(
@@ -179,6 +181,7 @@ class DoomPool:
     tasks: Sequence[int],
     max_ready: int = 0,
     film: bool = False,
+    evaluation: bool = False,
   ):
     settings, levels = config.of_suite(Settings), config.environment.levels
     self.spec = spec(config)
@@ -186,10 +189,12 @@ class DoomPool:
     if film:
       picture = types.ArraySpec(doom.PICTURE_SHAPE, np.dtype(np.uint8))
       made = made._replace(observation={**made.observation, 'picture': picture})
+    engines = [_engine(settings, level, film) for level in levels]
     self._pool = process_pool.ProcessPool(
-      [_engine(settings, levels[task], film) for task in tasks],
+      [engines[task] for task in tasks],
       tasks,
       made,
+      others=None if evaluation else dict(enumerate(engines)),
       max_ready=max_ready,
       step_timeout=settings.step_timeout,
       reset_timeout=settings.reset_timeout,
@@ -257,11 +262,14 @@ def _engine(settings: Settings, level: str, film: bool) -> process_pool.EngineSp
 
 SUITE = registry.Suite(
   make=lambda config, tasks, evaluation: DoomPool(
-    config, tasks, 0 if evaluation else config.actor.inference_batch
+    config,
+    tasks,
+    0 if evaluation else config.actor.inference_batch,
+    evaluation=evaluation,
   ),
   spec=spec,
   problem=problem,
-  scene=lambda config, task: DoomPool(config, [task], film=True),
+  scene=lambda config, task: DoomPool(config, [task], film=True, evaluation=True),
   resolve=resolve,
   scores=scores,
   reference=reference,
