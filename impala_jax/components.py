@@ -116,6 +116,7 @@ def build(config: config_lib.Config, custom: Custom | None = None) -> Components
     ),
     spec.num_actions,
   )
+  config_lib.check_sizes(config, layout.nbytes // (config.actor.unroll_length + 1))
   return Components(config, spec, agent, layout, custom)
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from impala_jax import settings, suites, types
 from impala_jax.settings import (
+  DISTINCT,
   KEPT,
   KEPT_ZERO_OR_NOT,
   NOT_EMPTY,
@@ -36,6 +37,18 @@ PLATFORMS = ('auto', 'cpu', 'gpu', 'tpu')
 
 S = TypeVar('S', bound=settings.Section)
 
+_PART_OF_A_PATH = settings.Constraint(
+  'must be 1 to 100 printable characters without a slash, and not begin with a dot',
+  lambda x: (
+    0 < len(x) <= 100 and x.isprintable() and '/' not in x and not x.startswith('.')
+  ),
+)
+# Bytes that no process of a run has room for.
+_TOO_MUCH = 2**40
+_PARAMETER_BYTES = 4 * 5  # As they are, as gradients and in the optimizer's memory.
+_FEATURES = 32  # Of a torso, at least.
+_LEAST_STEP = 16  # Bytes of a time step, whatever is observed.
+
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
@@ -50,6 +63,7 @@ class Environment:
     ('breakout',),
     'These tasks are played. Several make one multi-task agent.',
     NOT_EMPTY,
+    DISTINCT,
     kept=KEPT,
   )
 
@@ -77,6 +91,7 @@ class Network:
     4,
     'The network sees so many frames at once. Each travels once.',
     at_least(1),
+    at_most(256),
     kept=KEPT,
   )
   last_action_reward: bool = setting(
@@ -191,7 +206,10 @@ class Actor:
   """The actors, and where they run their policy."""
 
   num_actors: int = setting(
-    1, 'There are so many actors: processes, or threads of one process.', at_least(1)
+    1,
+    'There are so many actors: processes, or threads of one process.',
+    at_least(1),
+    at_most(1_000_000),
   )
   envs_per_actor: int = setting(
     32, 'Each actor plays so many environments.', at_least(1)
@@ -203,7 +221,10 @@ class Actor:
     NOT_NEGATIVE,
   )
   env_threads: int = setting(
-    1, "So many native threads step an actor's environments.", at_least(1)
+    1,
+    "So many native threads step an actor's environments.",
+    at_least(1),
+    at_most(4096),
   )
   send_logits: bool = setting(False, 'The logits of the behaviour policy travel, too.')
   platform: str = setting(
@@ -230,7 +251,10 @@ class Inference:
     NOT_NEGATIVE,
   )
   max_batch: int = setting(
-    256, 'A policy call is for at most so many environments.', at_least(1)
+    256,
+    'A policy call is for at most so many environments.',
+    at_least(1),
+    at_most(2**20),
   )
   deadline_ms: float = setting(
     2.0,
@@ -243,6 +267,7 @@ class Inference:
     'One server has room for so many environments. With 0 it has room for twice those '
     'dealt to it, so that it can stand in for another.',
     NOT_NEGATIVE,
+    at_most(2**24),
   )
   platform: str = setting(
     'auto',
@@ -320,12 +345,16 @@ class Evaluator:
     60.0, 'So many seconds pass from the end of an evaluation to the next.', POSITIVE
   )
   episodes: int = setting(
-    5, 'An evaluation plays so many episodes of each level.', at_least(1)
+    5,
+    'An evaluation plays so many episodes of each level.',
+    at_least(1),
+    at_most(1_000_000),
   )
   processes: int = setting(
     5,
     'So many environments are played at a time. In dmlab and doom each is a process.',
     at_least(1),
+    at_most(4096),
   )
   video: bool = setting(True, 'The last evaluation is filmed.')
   greedy: bool = setting(False, 'The likeliest action is taken instead of a sample.')
@@ -362,7 +391,11 @@ class Config:
       in JSON they are a section of the suite's name.
   """
 
-  name: str = setting('custom', 'People know the run by this name.')
+  name: str = setting(
+    'custom',
+    'People know the run by this name. It begins the name of its directory.',
+    _PART_OF_A_PATH,
+  )
   seed: int = setting(
     1, 'All random numbers of the run follow from it.', NOT_NEGATIVE, below(2**31)
   )
@@ -439,7 +472,40 @@ class Config:
     """Unrolls."""
     return self.transport.queue_batches * self.learner.batch_size
 
+  def size_problems(self, step_bytes: int = _LEAST_STEP) -> Iterator[tuple[str, str]]:
+    """Fields, and what is allowed, by which a process would need absurd memory.
+
+    Args:
+      step_bytes: of a time step that travels.
+    """
+    actor, learner, network = self.actor, self.learner, self.network
+    unroll = (actor.unroll_length + 1) * step_bytes
+    needs = {
+      'network.hidden': (network.hidden * _FEATURES * _PARAMETER_BYTES, 'they'),
+      'network.lstm': (
+        4 * network.lstm * (network.hidden + network.lstm) * _PARAMETER_BYTES,
+        f'with network.hidden {network.hidden} they',
+      ),
+      'actor.envs_per_actor': (
+        max(actor.envs_per_actor, self.evaluator.processes) * unroll,
+        f'with actor.unroll_length {actor.unroll_length} they',
+      ),
+      'learner.batch_size': (
+        (self.queue_capacity + 2 * learner.batch_size) * unroll,
+        f'with transport.queue_batches {self.transport.queue_batches} and '
+        f'actor.unroll_length {actor.unroll_length} they',
+      ),
+    }
+    for field, (size, what) in needs.items():
+      if size >= _TOO_MUCH:
+        yield (
+          field,
+          f'{what} would need {size / 2**30:,.0f} GiB, and must need less than '
+          f'{_TOO_MUCH // 2**30:,} in one process',
+        )
+
   def relations(self) -> Iterator[tuple[str, str]]:
+    yield from self.size_problems()
     frames = max(1, self.frames_per_update)
     if self.learner.total_frames // frames >= 2**31 - 1:
       yield 'learner.total_frames', f'must be below 2^31 updates of {frames} frames'
@@ -540,6 +606,17 @@ def what_differs(was: Any, config: Config) -> list[str]:
     if not any(text.startswith('environment.suite ') for text in found):
       found += settings.changed(was.get(config.environment.suite), section, prefix)
   return found
+
+
+def check_sizes(config: Config, step_bytes: int) -> None:
+  """Raises ConfigError where a process would need absurd memory.
+
+  Args:
+    config: valid.
+    step_bytes: of a time step that travels.
+  """
+  found = config.size_problems(step_bytes)
+  settings.raise_problems([f'{field} is too much: {why}' for field, why in found])
 
 
 def suite_problems(config: Config) -> list[str]:

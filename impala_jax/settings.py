@@ -4,6 +4,7 @@ A section is such a dataclass; its fields are settings, or sections again. The c
 `section.field=value` texts, JSON and lists for people all follow from the fields.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -27,6 +28,7 @@ class Section(Protocol):
   __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
+_SHOWN = 200  # Characters of a value in an error.
 T = TypeVar('T')
 S = TypeVar('S', bound=Section)
 
@@ -73,7 +75,22 @@ def one_of(names: Iterable[str]) -> Constraint:
 
 NOT_NEGATIVE = Constraint('must not be negative', lambda x: x >= 0)
 POSITIVE = Constraint('must be positive', lambda x: x > 0)
+DISTINCT = Constraint(
+  'must name each once, by names that are not empty',
+  lambda x: len(set(x)) == len(x) and '' not in x,
+)
+# What every number must be, or arithmetic with it would fail.
+_REPRESENTABLE = Constraint(
+  'must lie between -2^63 and 2^63',
+  lambda x: not isinstance(x, numbers.Integral) or abs(int(x)) < 2**63,
+)
 NOT_EMPTY = Constraint('must not be empty', lambda x: len(x) > 0)
+
+
+def shown(value: Any) -> str:
+  """`repr` of what a user gave, for errors; the middle of a long one is left out."""
+  text = repr(value)
+  return text if len(text) <= _SHOWN else f'{text[:150]}...{text[-40:]}'
 
 
 def _amount(number: float, why: str = '') -> str:
@@ -194,7 +211,7 @@ def wrong_types(section: Section, prefix: str = '') -> list[str]:
     value, name = getattr(section, field), prefix + field
     if not dataclasses.is_dataclass(kind):
       if not _is_of(value, kind):
-        found.append(f'{name} is {value!r}: {_must_be(kind)}')
+        found.append(f'{name} is {shown(value)}: {_must_be(kind)}')
     elif isinstance(value, typing.cast(type[Section], kind)):
       found += wrong_types(value, f'{name}.')
     else:
@@ -213,11 +230,12 @@ def out_of_range(section: Section, prefix: str = '') -> list[str]:
     if dataclasses.is_dataclass(value):
       found += out_of_range(typing.cast(Section, value), f'{name}.')
       continue
-    wrong = [c for c in field.metadata['setting'].constraints if not c.holds(value)]
-    found += [f'{name} is {value!r}: {c.allowed}' for c in wrong[:1]]
+    constraints = (*field.metadata['setting'].constraints, _REPRESENTABLE)
+    wrong = [c for c in constraints if not c.holds(value)]
+    found += [f'{name} is {shown(value)}: {c.allowed}' for c in wrong[:1]]
   for field_name, allowed in getattr(section, 'relations', tuple)():
     value = functools.reduce(getattr, field_name.split('.'), section)
-    found.append(f'{prefix}{field_name} is {value!r}: {allowed}')
+    found.append(f'{prefix}{field_name} is {shown(value)}: {allowed}')
   return found
 
 
@@ -405,16 +423,24 @@ def _parse(text: str, kind: Any, name: str) -> Any:
   try:
     return _read(text, kind)
   except (KeyError, ValueError, OverflowError):
-    raise ConfigError(f'{name}={text!r}: not a valid {_kind_name(kind)}') from None
+    more = ' (separated by commas, none of them empty)' if _item(kind) else ''
+    raise ConfigError(
+      f'{name}={shown(text)}: not a valid {_kind_name(kind)}{more}'
+    ) from None
 
 
 def _read(text: str, kind: Any) -> Any:
   item = _item(kind)
   if item:
-    return tuple(_read(x.strip(), item) for x in text.split(',') if x.strip())
+    items = [x.strip() for x in text.split(',')] if text.strip() else []
+    if '' in items:
+      raise ValueError
+    return tuple(_read(x, item) for x in items)
   if kind is bool:
     return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
   if kind is int:
+    with contextlib.suppress(ValueError):
+      return int(text)  # Exactly, however large.
     number = float(text.replace('_', ''))  # 2e6 is a number of frames, too.
     if number != int(number):
       raise ValueError

@@ -110,7 +110,7 @@ def test_every_setting_is_described():
     'environment.levels',
     'list of str',
     ('breakout',),
-    'must not be empty',
+    'must not be empty and must name each once, by names that are not empty',
     'These tasks are played. Several make one multi-task agent.',
   )
   assert by_name['atari.sticky_actions'].allowed == (
@@ -138,6 +138,8 @@ def test_every_range_is_judged():
       config = config_lib.override(config, [f'environment.suite={section}'])
     bad = {'int': -1, 'float': -0.5, 'str': 'no such', 'list of str': ()}
     cases = [(object(), 'must be a')] if info.type != 'bool' else [(2, 'must be true')]
+    if info.name == 'name':
+      bad['str'] = '../no'
     if info.allowed:
       cases.append((bad[info.type], info.allowed.split(' and ')[0]))
     for value, text in cases:
@@ -248,6 +250,52 @@ def test_a_damaged_configuration_is_refused_whole():
       config_lib.from_dict(wrong)
   read = config_lib.from_dict({'optimizer': {'learning_rate': 1}})
   assert isinstance(read.optimizer.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+  ('setting', 'words'),
+  [
+    (f'network.lstm={"1" * 40}', 'must lie between -2^63 and 2^63'),
+    (f'network.lstm={"1" * 5000}', 'not a valid int'),
+    ('network.lstm=1e9', 'network.lstm is 1000000000: with network.hidden 512 they'),
+    ('network.hidden=1e12', 'GiB, and must need less than 1,024 in one process'),
+    ('actor.envs_per_actor=16e12', 'must need less than 1,024 in one process'),
+    ('actor.unroll_length=1e15', 'must need less than 1,024 in one process'),
+    ('learner.batch_size=1e10', 'must need less than 1,024 in one process'),
+    ('transport.queue_batches=1e12', 'must need less than 1,024 in one process'),
+    ('actor.num_actors=1e9', 'must be at most 1,000,000'),
+    ('atari.max_episode_frames=1e12', 'must be below 2^31'),
+    ('environment.levels=pong,qbert,pong', 'must name each once'),
+    ('environment.levels=pong,,qbert', 'separated by commas, none of them empty'),
+    ('environment.levels=,', 'separated by commas, none of them empty'),
+    *[
+      (f'name={x}', 'must be 1 to 100 printable characters without a slash')
+      for x in ('../x', 'a/b', '..', '.x', '', 'a\tb', 'x' * 300)
+    ],
+  ],
+)
+def test_what_no_run_can_be(setting, words):
+  judge = lambda: config_lib.validate(
+    config_lib.override(config_lib.Config(), [setting])
+  )
+  with pytest.raises(config_lib.ConfigError) as error:
+    judge()
+  assert words in str(error.value)
+  assert all(len(line) < 500 for line in str(error.value).splitlines())
+
+
+def test_sizes_with_the_frames_of_the_suite():
+  config = config_lib.override(config_lib.Config(), ['learner.batch_size=1e7'])
+  config_lib.validate(config)
+  with pytest.raises(config_lib.ConfigError, match='batch_size is too much'):
+    config_lib.check_sizes(config, 84 * 84)
+  config_lib.check_sizes(config_lib.Config(), 84 * 84)
+
+
+def test_whole_numbers_are_exact():
+  number = 2**53 + 1
+  config = config_lib.override(config_lib.Config(), [f'learner.total_frames={number}'])
+  assert config.learner.total_frames == number
 
 
 def test_override_reads_every_kind_of_field():

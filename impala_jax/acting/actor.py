@@ -128,7 +128,8 @@ class Actor:
     t_environment = clock()
     ids = ready.env_ids
     self.failures.extend(ready.failures)
-    self._drop(ready.restarted)
+    gone = [f.env_id for f in ready.failures if f.given_up and f.instead < 0]
+    self._drop([*ready.restarted, *gone])
     self._write_timestep(ids, ready.timestep)
     full = ids[self._position[ids] == self._length]
     t_pack = clock()

@@ -6,15 +6,18 @@ flags before and after other arguments.
 
 import argparse
 import difflib
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
+
+from impala_jax import settings as settings_lib
 
 _BOOLEANS = {
   **dict.fromkeys(('true', 't', '1', 'yes', 'y'), True),
   **dict.fromkeys(('false', 'f', '0', 'no', 'n'), False),
 }
-_KINDS = {int: 'a whole number', float: 'a number'}
+_KINDS: dict[Any, str] = {int: 'a whole number', float: 'a number'}
 # Anything that `add_argument` can be called on.
 Group = argparse._ActionsContainer
 
@@ -62,6 +65,7 @@ def flag(
   kind: Callable[[str], Any] = str,
   choices: Sequence[str] | None = None,
   least: float | None = None,
+  most: float | None = None,
   many: bool = False,
   metavar: str | None = None,
   shown: str | None = None,
@@ -76,6 +80,7 @@ def flag(
     kind: makes the value of its text; ValueError where it cannot.
     choices: the values that there are.
     least: the lowest number that there is.
+    most: the highest one; whole numbers are below 2^63 anyway.
     many: the flag may be repeated; its value is a list.
     metavar: what stands for the value; DIR and FILE are completed by shells.
     shown: the default in words, where `default` does not say it.
@@ -85,15 +90,21 @@ def flag(
     problem = ''
     try:
       value = kind(given)
-    except ValueError:
-      problem = f'must be {_KINDS.get(kind, "another")}'  # type: ignore[call-overload]
+    except ValueError as e:
+      problem = f'must be {_KINDS[kind]}' if kind in _KINDS else str(e)
     else:
       if choices and value not in choices:
         problem = 'must be one of ' + ', '.join(choices)
       elif least is not None and value < least:
         problem = f'must be at least {least:g}'
+      elif most is not None and value > most:
+        problem = f'must be at most {most:,}'
+      elif kind is int and abs(value) >= 2**63:
+        problem = 'must be below 2^63'
+      elif kind is float and not math.isfinite(value):
+        problem = 'must be finite'
     if problem:
-      raise Mistake(f'--{name}={given}: {problem}')
+      raise Mistake(f'--{name}={settings_lib.shown(given)[1:-1]}: {problem}')
     return value
 
   if default is not None and shown is None:
@@ -138,8 +149,13 @@ def switch(
 
 
 def names(text: str) -> list[str]:
-  """Of a flag that takes several names, separated by commas."""
-  return [part.strip() for part in text.split(',') if part.strip()]
+  """Of a flag that takes several names, separated by commas: each of them once."""
+  found = [part.strip() for part in text.split(',')]
+  if '' in found:
+    raise ValueError('must be names separated by commas, none of them empty')
+  if len(set(found)) < len(found):
+    raise ValueError('must name each once')
+  return found
 
 
 def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

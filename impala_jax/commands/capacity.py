@@ -50,6 +50,9 @@ _THREAD = Cost(0, 1, 0.0)  # An actor of the local transport.
 # engine are a guess.
 _ENVIRONMENTS = {'dmlab': Cost(1, 3, 0.24), 'doom': Cost(2, 5, 0.05)}
 _ENVIRONMENTS_ELSE = Cost(0, 0, 0.0015)
+# Bytes of a time step that travels, of the suites' own frames.
+_STEPS = {'atari': 7_100, 'dmlab': 21_000, 'doom': 21_000, 'procgen': 12_300}
+_STEP_ELSE = 100
 # So many together did that many times the work of one, with environments that mostly
 # sleep (`scaling_benchmark`); with busy ones, one a core is all that is of use.
 _ACTORS_A_CORE = 16
@@ -92,7 +95,7 @@ def problems(
   environment = _ENVIRONMENTS.get(config.environment.suite, _ENVIRONMENTS_ELSE)
   apart = config.transport.kind != 'local'  # Roles are processes of their own.
   actor = (_PROCESS if apart else _THREAD).plus(environment.times(envs))
-  rest = _LEARNER.get(config.network.torso, _LEARNER_ELSE)
+  rest = _LEARNER.get(config.network.torso, _LEARNER_ELSE).plus(_batches(config))
   if apart:
     rest = rest.plus(_PROCESS.times(config.inference.servers))
   if config.evaluator.enabled:
@@ -108,7 +111,8 @@ def problems(
     return []
   total = rest.plus(actor.times(actors))
   lines = [
-    f'{actors:,} actors are more than this machine holds:',
+    (f'{actors:,} actors are' if most >= 1 else 'the run is')
+    + ' more than this machine holds:',
     f'  processes  {total.processes:,} with {total.threads:,} threads of '
     f'{machine.threads:,}: {actor.processes} with {actor.threads} for each actor, '
     f'{rest.processes} with {rest.threads} for the rest',
@@ -126,6 +130,16 @@ def problems(
     f'all the same, here: {command} --oversubscribe',
   ]
   return ['\n'.join(lines)]
+
+
+def _batches(config: config_lib.Config) -> Cost:
+  """The learner's queue, batches and parameters, beyond what is usual."""
+  step = _STEPS.get(config.environment.suite, _STEP_ELSE)
+  unrolls = config.queue_capacity + 2 * config.learner.batch_size
+  hidden, lstm = config.network.hidden, config.network.lstm
+  parameters = 2_500 * hidden + 4 * lstm * (hidden + lstm)
+  size = unrolls * (config.actor.unroll_length + 1) * step + 20 * parameters
+  return Cost(gib=max(0.0, size / 2**30 - 1.0))
 
 
 def _number(path: str) -> float:

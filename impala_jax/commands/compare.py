@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
   try:
     for line in compare.draw(args.runs, pathlib.Path(args.out), args.title):
       print(line)
-  except (ValueError, OSError) as e:
+  except ValueError as e:
     print(f'impala_jax: {e}', file=sys.stderr)
     return 1
   return 0

@@ -58,14 +58,23 @@ def add_flags(parser: arguments.Parser) -> None:
     how, 'levels', "Some of the run's levels.", kind=arguments.names, shown='all'
   )
   arguments.flag(
-    how, 'episodes', 'Whole episodes of each level.', 100, kind=int, least=1
+    how,
+    'episodes',
+    'Whole episodes of each level.',
+    100,
+    kind=int,
+    least=1,
+    most=1_000_000,
   )
   arguments.flag(
     how, 'processes', 'Environments at a time; in dmlab and doom so many processes. '
     'Those of other suites cost little: 16 or more there.', 4, kind=int, least=1,
+    most=4096,
   )  # fmt: skip
   arguments.switch(how, 'greedy', 'Likeliest action instead of sampling.')
-  arguments.flag(how, 'seed', 'Random seed of the evaluation.', 0, kind=int)
+  arguments.flag(
+    how, 'seed', 'Random seed of the evaluation.', 0, kind=int, least=0, most=2**31 - 1
+  )
   output = parser.add_argument_group('what it leaves')
   arguments.switch(output, 'videos', 'Film one episode of each level.')
   arguments.flag(
@@ -105,8 +114,6 @@ class _Signals:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-  if not 0 <= args.seed < 2**31:
-    raise arguments.Mistake(f'--seed={args.seed}: must lie in [0, 2^31)')
   if args.videos and importlib.util.find_spec('imageio_ffmpeg') is None:
     raise arguments.Mistake('--videos needs imageio-ffmpeg: pip install imageio-ffmpeg')
 
@@ -232,17 +239,19 @@ def _play(args: argparse.Namespace, plan: _Plan) -> int:
         on_level=level_ended,
     )  # fmt: skip
     report = write(found)
+    _draw(report, plan.output)
     failed = [levels[r.task_id] for r in found if r.error]
     if args.videos:
       playable = [r.task_id for r in found if not r.error]
       failed += _film(args, plan, playable, signals, progress)
-  _draw(report, plan.output)
   for figure, score in report['scores'].items():
     value = round(score['value'], 2)
     print(f'{figure.replace("_", " ")}: {value:g}{_interval(score["ci95"])}')
   print(f'In {plan.output}: {", ".join(sorted(p.name for p in plan.output.iterdir()))}')
   if signals.stopped:
-    print('Stopped early: the evaluation is incomplete.', file=sys.stderr)
+    all_played = all(result.complete for result in found)
+    what = 'films are missing' if all_played else 'the evaluation is incomplete'
+    print(f'Stopped early: {what}.', file=sys.stderr)
     return 130
   return 1 if failed else 0
 
@@ -260,15 +269,17 @@ def _film(
   def film(task_id: int) -> None:
     if signals.stopped:
       return
-    level = plan.parts.config.environment.levels[task_id]
+    config = plan.parts.config
+    level = config.environment.levels[task_id]
+    name = registry.reference(config.environment.suite, level).name
     try:
       path = films.film(
           plan.parts, plan.policy.params, level, plan.output, seed=args.seed,
           greedy=args.greedy, should_stop=lambda: signals.stopped,
       )  # fmt: skip
-      progress.say(f'{level}: ' + (f'film {path.name}' if path else 'has no pictures'))
+      progress.say(f'{name}: ' + (f'film {path.name}' if path else 'has no pictures'))
     except Exception as e:  # The figures are written; the other films can be.
-      progress.say(f'{level}: could not be filmed: {type(e).__name__}: {e}')
+      progress.say(f'{name}: could not be filmed: {type(e).__name__}: {e}')
       failed.append(level)
 
   with concurrent.futures.ThreadPoolExecutor(args.processes) as threads:

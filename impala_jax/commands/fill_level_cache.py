@@ -44,7 +44,9 @@ def add_flags(parser: arguments.Parser) -> None:
   arguments.flag(
     what, 'levels', 'Levels; dmlab30 is all thirty.', ['dmlab30'], kind=arguments.names
   )
-  arguments.flag(what, 'seeds', 'Episodes per level.', 10, kind=int, least=1)
+  arguments.flag(
+    what, 'seeds', 'Episodes per level.', 10, kind=int, least=1, most=100_000
+  )
   arguments.flag(
     what, 'dataset_path', 'Pictures of two psychlab levels.', '', shown='none',
     metavar='DIR',
@@ -64,7 +66,13 @@ def add_flags(parser: arguments.Parser) -> None:
   )  # fmt: skip
   how = parser.add_argument_group('how')
   arguments.flag(
-    how, 'processes', 'Engines at a time.', os.cpu_count() or 1, kind=int, least=1
+    how,
+    'processes',
+    'Engines at a time.',
+    os.cpu_count() or 1,
+    kind=int,
+    least=1,
+    most=4096,
   )
   arguments.flag(
     how, 'timeout', 'Seconds for the start of an episode.', 300.0, kind=float
@@ -205,12 +213,9 @@ def _configure(args: argparse.Namespace) -> config_lib.Config:
     reset_timeout=args.timeout,
   )
   environment = config_lib.Environment(suite='dmlab', levels=tuple(args.levels))
-  config = registry.resolve(
+  return registry.resolve(
     config_lib.Config(environment=environment, suite_settings=settings)
   )
-  for level in config.environment.levels:
-    dmlab_suite.played(level, evaluation=False)  # Raises where it may not be.
-  return config
 
 
 def _terminate(*_: Any) -> NoReturn:

@@ -9,8 +9,6 @@ impala list launchers                # for --launcher, and which is the site's
 
 import argparse
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from impala_jax import config as config_lib
@@ -37,11 +35,8 @@ def run(args: argparse.Namespace) -> int:
   try:
     for line in _LISTS[args.what](args):
       print(line)
-    sys.stdout.flush()
   except config_lib.ConfigError as e:
     raise arguments.Mistake(str(e)) from e
-  except BrokenPipeError:  # Of `| head`.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   return 0
 
 

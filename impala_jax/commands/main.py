@@ -11,13 +11,13 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import machinery
 from typing import Protocol, cast
 
 import impala_jax
 from impala_jax.commands import arguments
-from impala_jax.runtime import printing
+from impala_jax.runtime import files, printing
 
 COMMANDS = {
   'train': 'trains an agent: the main job',
@@ -49,7 +49,10 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
   """`impala ...` and `python -m impala_jax ...`; returns the exit code."""
   printing.replace_unprintable()
-  argv = sys.argv[1:] if argv is None else argv
+  return _printed(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
   console = os.path.basename(sys.argv[0]).removesuffix('.exe') == 'impala'
   program = 'impala' if console else 'python -m impala_jax'
   name = argv[0] if argv else ''
@@ -88,7 +91,7 @@ def script(name: str, root: str, spec: machinery.ModuleSpec | None) -> int:
     file = _SCRIPTS.get(command, command)
     by_path = shlex.quote(os.path.join(folder, f'{file}.py'))
     typed[command] = f'python -m launch.{file}' if spec else by_path
-  return _run(name, sys.argv[1:], typed)
+  return _printed(lambda: _run(name, sys.argv[1:], typed))
 
 
 def whole_parser(program: str, filled: Sequence[str] = ()) -> arguments.Parser:
@@ -106,6 +109,23 @@ def whole_parser(program: str, filled: Sequence[str] = ()) -> arguments.Parser:
     if name in filled:
       _module(name).add_flags(command)
   return parser
+
+
+def _printed(work: Callable[[], int]) -> int:
+  """The exit code of `work`, once what it printed has been taken."""
+  try:
+    try:
+      return work()
+    finally:
+      if sys.stdout is not None:
+        sys.stdout.flush()
+  except BrokenPipeError:  # Of `| head`, which has read enough.
+    code = 0
+  except OSError as e:
+    print(f'impala_jax: standard output: {e.strerror}', file=sys.stderr)
+    code = 1
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return code
 
 
 def _run(name: str, argv: Sequence[str], typed: Mapping[str, str]) -> int:
@@ -140,6 +160,11 @@ def _run(name: str, argv: Sequence[str], typed: Mapping[str, str]) -> int:
     return 2
   except KeyboardInterrupt:
     return 130
+  except BrokenPipeError:
+    raise
+  except OSError as e:
+    print(f'impala_jax: {files.explain(e)}', file=sys.stderr)
+    return 1
 
 
 def _module(name: str) -> Command:

@@ -146,19 +146,25 @@ def _scale(launch: backend.Launch, args: argparse.Namespace) -> str:
   name, number = args.arguments
   role = {'actors': 'actor'}.get(name, name)
   replicas = _number(number, 'N')
+  if ended := launch.run.how_ended():
+    raise ValueError(
+      f'the run {ended.get("reason")}: nothing is left to scale; go on with it by '
+      '--resume'
+    )
   return backends.of_launch(launch).scale(launch, role, replicas)
 
 
 def _stop(launch: backend.Launch, args: argparse.Namespace) -> str:
   ownership.check_in_reach(launch)
+  ended = launch.run.how_ended()
   words = backends.of_launch(launch).stop(launch)
   lease.release(launch.run, lease.launch_of(launch.program.first_incarnation))
-  return words
+  return f'the run {ended.get("reason")} before; {words}' if ended else words
 
 
 def _number(text: str, name: str) -> int:
-  if not text.isdecimal():
-    raise ValueError(f'{name} is {text!r}: must be a number')
+  if not text.isdecimal() or len(text) > 7:
+    raise ValueError(f'{name} is {text!r:.60}: must be a whole number up to 9,999,999')
   return int(text)
 
 
@@ -173,7 +179,7 @@ def add_flags(parser: arguments.Parser) -> None:
   parser.add_argument(
     'arguments', nargs='*', default=[], metavar='ARGUMENT', help='ROLE, INDEX or N'
   )
-  arguments.flag(parser, 'lines', 'Of logs.', 40, kind=int, least=1)
+  arguments.flag(parser, 'lines', 'Of logs.', 40, kind=int, least=1, most=1_000_000)
   arguments.switch(parser, 'json', 'Of status: for programs.')
 
 

@@ -31,12 +31,26 @@ class EngineError(RuntimeError):
   """An environment's engine cannot be had; the text says which and why."""
 
 
+class EngineMistake(EngineError):
+  """An engine that cannot be as it is configured: another try would not help."""
+
+
 class Failure(NamedTuple):
-  """An engine that died, hung or refused, and is being replaced."""
+  """An engine that died, hung or refused, and is being replaced.
+
+  Attributes:
+    env_id: of its environment.
+    task_id: of its level.
+    cause: for people: level, seed, and how it ended.
+    given_up: the environment plays this level no more.
+    instead: the task that it plays from now on; -1 for none.
+  """
 
   env_id: int
   task_id: int
-  cause: str  # For people: level, seed, and how it ended.
+  cause: str
+  given_up: bool = False
+  instead: int = -1
 
 
 class Ready(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
-from impala_jax.environments import base, concat_vector, registry
+from impala_jax.environments import base, concat_vector, level_names, registry
 
 GAMES = (
   'bigfish', 'bossfight', 'caveflyer', 'chaser', 'climber', 'coinrun', 'dodgeball',
@@ -151,9 +151,11 @@ def problem(level: str) -> str | None:
   """Why there is no such level, or None where there is one."""
   if level.removesuffix(_EASY) in GAMES:
     return None
+  near = level_names.near(level, [*GAMES, *(f'{game}{_EASY}' for game in GAMES)])
+  hint = f'did you mean {", ".join(near)}? It ' if near else ''
   return (
-    f'unknown level {level!r} of Procgen: must be one of {", ".join(GAMES)}, each also '
-    f'with {_EASY}'
+    f'unknown level {level!r} of Procgen: {hint}must be one of {", ".join(GAMES)}, '
+    f'each also with {_EASY}'
   )
 
 
@@ -178,6 +180,7 @@ SUITE = registry.Suite(
   make=_vector,
   spec=lambda _: SPEC,
   problem=problem,
+  tells_time_limits=False,
   missing=_missing,
   levels=lambda: [*GAMES, *(f'{game}{_EASY}' for game in GAMES)],
 )

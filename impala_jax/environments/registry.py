@@ -7,7 +7,6 @@ the attribute is what `register` takes.
 """
 
 import contextlib
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -18,7 +17,7 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax import settings as settings_lib
 from impala_jax import suites, types
-from impala_jax.environments import base, scoring, specs, vector
+from impala_jax.environments import base, level_names, scoring, specs, vector
 from impala_jax.environments import engine_settings as engines
 
 
@@ -54,6 +53,11 @@ class Suite(NamedTuple):
   # configuration by `config.of_suite`. Its field `action_repeat`, where there is one,
   # says how many frames an agent step is; without it, it is one.
   settings: type[settings_lib.Section] | None = None
+  # Why levels of a resolved configuration cannot be played on this machine, as far as
+  # it can be told without an engine: a line each.
+  lacking: Callable[[config_lib.Config], list[str]] | None = None
+  # Whether an episode's end tells if it was a time limit's doing.
+  tells_time_limits: bool = True
   # What has to be installed for it and how, empty where all is there.
   missing: Callable[[], str] | None = None
   # The levels that `environment.levels` may name, groups of them first. None: any.
@@ -198,6 +202,7 @@ def resolve(config: config_lib.Config, elsewhere: bool = False) -> config_lib.Co
   suite = find(config.environment.suite)
   if not elsewhere and (text := missing(config.environment.suite)):
     raise config_lib.ConfigError(text)
+  settings_lib.check(config.environment, 'environment.')
   found = []
   try:
     if suite.resolve is not None:
@@ -205,6 +210,8 @@ def resolve(config: config_lib.Config, elsewhere: bool = False) -> config_lib.Co
     # Some suites ask their engine which levels there are.
     with contextlib.suppress(*([ImportError] if elsewhere else [])):
       found = _level_problems(config)
+      if suite.lacking is not None and not found and not elsewhere:
+        found = suite.lacking(config)
   except config_lib.ConfigError as e:
     found = [str(e)]
   if found:
@@ -238,6 +245,14 @@ def reference(suite: str, level: str) -> scoring.Reference:
   except config_lib.ConfigError:  # A run's own environment, which is not here.
     known = None
   return (known and known(level)) or scoring.Reference(level)
+
+
+def tells_time_limits(suite: str) -> bool:
+  """Whether `EpisodeEnd.truncated` means something in a suite."""
+  try:
+    return find(suite).tells_time_limits
+  except config_lib.ConfigError:  # A run's own environment, which is not here.
+    return True
 
 
 def random_seed(seed: int, actor_id: int, incarnation: int = 0) -> int:
@@ -278,7 +293,7 @@ def from_maker(
     assert levels is not None
     if level in levels:
       return None
-    near = difflib.get_close_matches(level, levels, 3) or levels
+    near = level_names.near(level, levels) or levels
     return f'unknown level {level!r}: did you mean {", ".join(near)}?'
 
   def make(

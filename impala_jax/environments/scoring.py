@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 _CAP = 100.0
+PARTIAL_LEVELS = 'partial_levels'  # No score, but of how many levels one is.
 
 
 class Reference(NamedTuple):
@@ -34,7 +35,7 @@ def of_suite(scores: Iterable[float], size: int) -> dict[str, float]:
     return {}
   capped = _mean([min(s, _CAP) for s in found])
   if len(found) < size:
-    return {'partial_mean_capped': capped, 'partial_levels': float(len(found))}
+    return {'partial_mean_capped': capped, PARTIAL_LEVELS: float(len(found))}
   return {'mean_capped': capped, 'mean_uncapped': _mean(found)}
 
 

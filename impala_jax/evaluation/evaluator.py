@@ -17,7 +17,7 @@ from impala_jax.environments import base
 from impala_jax.evaluation import films, playing
 from impala_jax.learning import checkpointing
 from impala_jax.reporting import episodes, plots, sinks
-from impala_jax.runtime import checkpoint_files
+from impala_jax.runtime import checkpoint_files, files
 from impala_jax.runtime.run_directory import RunDirectory
 
 
@@ -115,7 +115,7 @@ class Session:
     run = RunDirectory(self._run_dir)
     # The learner may have gone back to a checkpoint since the last one.
     sinks.cut_evaluations(run, event.version)
-    with open(run.evaluations, 'a') as f:
+    with files.naming(run.evaluations), open(run.evaluations, 'a') as f:
       f.write(json.dumps(wire.plain(event)) + '\n')
     return event
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from impala_jax import components, types
+from impala_jax.environments import registry
 from impala_jax.evaluation import playing
+from impala_jax.runtime import files
 
 _STEPS = 2_700  # Three minutes of play at 15 agent steps a second.
 
@@ -58,7 +60,7 @@ class VideoWriter:
 
 def path_for(directory: pathlib.Path, level: str) -> pathlib.Path:
   """Where the film of `level` belongs; names of levels may hold slashes."""
-  return directory / f'evaluation_{level.replace("/", "_")}.mp4'
+  return directory / f'evaluation_{files.as_name(level, 100)}.mp4'
 
 
 def film(
@@ -77,7 +79,7 @@ def film(
     parts: of the run.
     params: of its agent.
     level: one of the configured levels.
-    directory: gets the file.
+    directory: gets the file, which has the name of the version that is played.
     seed: of the environment and the sampling.
     greedy: take the likeliest action instead of sampling one.
     should_stop: ends the film early.
@@ -91,7 +93,8 @@ def film(
   scene = parts.make_scene(level)
   if scene is None:
     return None
-  path = path_for(directory, level)
+  suite = parts.config.environment.suite
+  path = path_for(directory, registry.reference(suite, level).name)
   writer = VideoWriter(path, 60.0 / parts.config.action_repeat)
   try:
     playing.play(

@@ -150,7 +150,12 @@ def _level(
   lengths = [e.length for e in result.episodes]
   part |= {
     'mean_agent_steps': float(np.mean(lengths)) if lengths else None,
-    'ended_by_time_limit': sum(e.truncated for e in result.episodes),
+    # Null where nobody can tell.
+    'ended_by_time_limit': (
+      sum(e.truncated for e in result.episodes)
+      if registry.tells_time_limits(config.environment.suite)
+      else None
+    ),
     'engine_failures': [f.cause for f in result.failures],
     'error': result.error or None,
     'returns': result.returns,

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from impala_jax.distributed.roles import run as roles
 from impala_jax.launching import supervise, supervision
 from impala_jax.runtime import role_environment
 from impala_jax.runtime.run_directory import RunDirectory
@@ -50,6 +51,8 @@ def run_all(processes: Sequence[supervision.Supervised]) -> int:
     if deadline is not None and time.monotonic() > deadline:
       for process in processes:
         process.kill()
+  if roles.MISTAKE in codes.values():
+    return roles.MISTAKE
   return int(any(codes.values()))
 
 

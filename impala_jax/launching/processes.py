@@ -61,6 +61,8 @@ def environment_of(
 def explain_exit(code: int) -> str:
   if code < 0:
     return f'was ended by signal {signal.Signals(-code).name}'
+  if code == roles.MISTAKE:
+    return 'cannot work as it is configured'
   if code == roles.STOPPED:
     return 'was told to stop by SIGTERM'
   return f'ended with exit code {code}'

@@ -32,18 +32,18 @@ def create(config: config_lib.Config, path: str) -> pathlib.Path:
   if path:
     run_dir = pathlib.Path(path)
   else:
-    levels = '-'.join(config.environment.levels[:3])
+    levels = files.as_name('-'.join(config.environment.levels[:3]))
     stamp = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
     run_dir = pathlib.Path('runs') / f'{config.name}-{levels}-{stamp}'
-  if RunDirectory(run_dir).config.exists():
-    raise RunDirectoryError(
-      f'--run_dir={path}: holds a run already; add --resume to go on with it'
-    )
   try:
+    if RunDirectory(run_dir).config.exists():
+      raise RunDirectoryError(
+        f'--run_dir={path}: holds a run already; add --resume to go on with it'
+      )
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir, config, launches=0)
   except OSError as e:
-    raise RunDirectoryError(f'cannot write {run_dir}: {e.strerror}') from e
+    raise RunDirectoryError(f'cannot write {files.explain(e)}') from e
   return run_dir
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from impala_jax.distributed.roles import run as roles
 from impala_jax.launching import processes
 from impala_jax.launching import program as program_lib
 from impala_jax.runtime import files, lease, restarts
@@ -199,7 +200,8 @@ class Supervised:
       if settings.once and code:
         words = self._explain(code)
         self._print(f'CAUSE: {words}')
-        return self._leave('failed', words, code=1)
+        code = roles.MISTAKE if code == roles.MISTAKE else 1
+        return self._leave('failed', words, code=code)
       if self._lost:
         return self._leave('failed', self._lost, code=1)
       if code == 0:
@@ -213,9 +215,10 @@ class Supervised:
         self._pause(1.0)
         continue
       words = self._explain(code)
-      pause = self._budget.spend()
+      pause = None if code == roles.MISTAKE else self._budget.spend()
       if pause is None:
-        words = f'{words} ({self._budget.deaths} deaths)'
+        if code != roles.MISTAKE:
+          words = f'{words} ({self._budget.deaths} deaths)'
         if settings.essential:
           self._run.end('failed', f'{settings.role} {words}')
         return self._leave('failed', words, code=1)

@@ -17,7 +17,7 @@ from flax import serialization
 
 from impala_jax import config as config_lib
 from impala_jax.learning import learner as learner_lib
-from impala_jax.runtime import checkpoint_files
+from impala_jax.runtime import checkpoint_files, files
 
 CheckpointError = checkpoint_files.CheckpointError
 paths = checkpoint_files.paths
@@ -48,7 +48,7 @@ def save(
   path = checkpoint_files.path_of(directory, step)
   aside = directory / f'.{path.name}.{os.getpid()}'
   try:
-    with open(aside, 'wb') as f:
+    with files.naming(path), open(aside, 'wb') as f:
       f.write(checkpoint_files.sealed(payload))
       f.write(payload)
       f.flush()

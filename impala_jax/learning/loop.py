@@ -101,8 +101,8 @@ class LearnerLoop:
           batch, rows = item
           if self.updates == first_update:
             recorder.record(self.updates, 'starting: compiling the update')
-          versions = self._reader.layout.header(batch.rows)['version']
-          recorder.take_batch(self.updates, versions)
+          header = self._reader.layout.header(batch.rows)
+          recorder.take_batch(self.updates, header['version'], header['task_id'])
           with self._agreement.updating():
             self._state, params, metrics = self._learner.update(self._state, rows)
           del rows

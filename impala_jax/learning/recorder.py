@@ -13,12 +13,21 @@ from impala_jax import losses, optimizers
 from impala_jax.acting import stages
 from impala_jax.distributed.control import protocol
 from impala_jax.distributed.transport import protocol as transport
+from impala_jax.environments import base
 from impala_jax.learning import checkpointing
 from impala_jax.learning import learner as learner_lib
-from impala_jax.reporting import bottleneck, inference_figures, sinks, stopwatch
+from impala_jax.reporting import (
+  bottleneck,
+  given_up,
+  inference_figures,
+  pace,
+  sinks,
+  stopwatch,
+)
 from impala_jax.reporting import episodes as episodes_lib
 from impala_jax.reporting import record as record_lib
 from impala_jax.runtime import checkpoint_files
+from impala_jax.runtime.run_directory import process_name
 
 _SILENT = 60.0  # Seconds without a word from any actor; then none is taken to be left.
 
@@ -74,6 +83,12 @@ class Recorder:
     self._start = self._end = time.monotonic()
     self._mark = (self._start, int(before.get('updates', 0)))
     self._next = self._start + config.learner.metrics_interval
+    self._first = self._mark[1]
+    self._pace = pace.Pace(config.learner.metrics_interval)
+    self._status: record_lib.Status | None = None
+    # Levels that have given unrolls; None where an earlier start has seen that.
+    self._worked: set[int] | None = None if resume else set()
+    self._causes: dict[int, str] = {}  # Of the last failure of a level's engine.
 
   @property
   def wall_seconds(self) -> float:
@@ -85,17 +100,42 @@ class Recorder:
     """That have ended, earlier starts included."""
     return self._episodes_before + self._episodes.count
 
-  def take_batch(self, updates: int, versions: npt.NDArray[np.uint64]) -> None:
-    """Notes how old the unrolls [B] of a batch are after so many updates."""
+  def take_batch(
+    self,
+    updates: int,
+    versions: npt.NDArray[np.uint64],
+    tasks: npt.NDArray[np.int32] | None = None,
+  ) -> None:
+    """Notes how old the unrolls [B] of a batch are after so many updates.
+
+    Args:
+      updates: so far.
+      versions: of their parameters.
+      tasks: of their levels.
+    """
     self._lag.append(updates - versions.astype(np.int64))
+    if self._worked is not None and tasks is not None:
+      self._worked.update(tasks.tolist())
+    if updates > self._first:  # The first one is compiled.
+      self._pace.note(updates, time.monotonic())
 
   def maybe_record(self, updates: int) -> None:
-    """Makes a record if it is time."""
+    """Makes a record if it is time, of at least one update.
+
+    Without one only the status is renewed: who is there, and what is waited for.
+
+    Raises:
+      base.EngineMistake: a level was given up that has never worked.
+    """
     now = time.monotonic()
-    if now >= self._next:
+    if now < self._next:
+      return
+    if self._status is None or updates > self._mark[1]:
       self.record(updates)
-      self._next = now + self._config.learner.metrics_interval
-      self.watch.charge('metrics')
+    else:
+      self._renew(now)
+    self._next = now + self._config.learner.metrics_interval
+    self.watch.charge('metrics')
 
   def end(self) -> None:
     """The last update has ended."""
@@ -117,7 +157,30 @@ class Recorder:
       now: time.monotonic() that it is of.
     """
     now = time.monotonic() if now is None else now
-    made = self._make(updates, now)
+    self._tell(self._make(updates, now), now, words)
+
+  def _renew(self, now: float) -> None:
+    """The status of a run that has made no update since its last record."""
+    assert self._status is not None
+    self._take_events()
+    self._check_given_up()
+    rate = self._frames_per_second(now)
+    made = dataclasses.replace(
+      self._status.record,
+      time=time.time(),
+      wall_seconds=self._wall_before + now - self._start,
+      frames_per_second=rate,
+      agent_steps_per_second=rate / self._config.action_repeat,
+      environment_failures=self._environment_failures,
+      episodes=self.episodes,
+      actor_time=self._take_actor_time(),
+    )
+    self._tell(made, now, line=False)
+
+  def _tell(
+    self, made: record_lib.Record, now: float, words: str = '', line: bool = True
+  ) -> None:
+    peers = self._control.peers()
     words = (
       words
       or self._silence(now)
@@ -126,28 +189,56 @@ class Recorder:
         made.actor_time,
         made.queue_fill,
         remote=self._config.inference.servers > 0,
+        silent=[
+          (process_name(p.role, p.index), now - heard)
+          for p, heard in peers
+          if not p.left and p.role in ('actor', 'inference')
+        ],
+        idle=self._pace.idle(now),
       )
     )
-    status = record_lib.Status(
+    left = self._config.learner.total_frames - made.frames
+    status = self._status = record_lib.Status(
       record=made,
       bottleneck=words,
       total_frames=self._config.learner.total_frames,
+      seconds_left=(
+        max(0, left) / made.frames_per_second
+        if self._pace.known and made.frames_per_second > 0
+        else None
+      ),
       environment_steps=int(self._control.total('actor', 'agent_steps')),
+      given_up=given_up.count(self._config, peers).describe(self._config),
       peers=[
-        record_lib.Heard(p.role, p.index, max(0.0, now - heard))
-        for p, heard in self._control.peers()
+        record_lib.Heard(p.role, p.index, max(0.0, now - heard)) for p, heard in peers
       ],
     )
     if self._writer is not None:
-      self._writer.write(status)
+      self._writer.write(status, line)
     self._on_record(status)
+
+  def _frames_per_second(self, now: float, otherwise: float = 0.0) -> float:
+    """Or `otherwise` updates a second, before there is a pace."""
+    found = self._pace.per_second(now)
+    return (otherwise if found is None else found) * self._config.frames_per_update
+
+  def _check_given_up(self) -> given_up.GivenUp:
+    found = given_up.count(self._config, self._control.peers())
+    self._episodes.lost = found.lost
+    never = found.given_up.keys() - self._worked if self._worked is not None else ()
+    for task in never:
+      level = self._config.environment.levels[task]
+      cause = self._causes.get(task, 'no cause is known')
+      raise base.EngineMistake(f'level {level!r} has never worked: {cause}')
+    return found
 
   def _make(self, updates: int, now: float) -> record_lib.Record:
     self._take_events()
     config, evaluation = self._config, self._evaluation
     seconds, done = now - self._mark[0], updates - self._mark[1]
     self._mark = (now, updates)
-    rate = done * config.frames_per_update / max(seconds, 1e-9)
+    lost = self._check_given_up()
+    rate = self._frames_per_second(now, done / max(seconds, 1e-9))
     others = [
       {**p.totals, **p.gauges} for p, _ in self._control.peers() if p.role == 'learner'
     ]
@@ -180,6 +271,8 @@ class Recorder:
       unrolls_stale=counts['stale'],
       unrolls_dropped=int(self._control.total('actor', 'unrolls_dropped')),
       environment_failures=self._environment_failures,
+      environments_given_up=sum(lost.given_up.values()),
+      levels_lost=len(lost.lost),
       parameter_fetches=counts['parameter_fetches'],
       reports_refused=counts['reports_refused'],
       episodes=self.episodes,
@@ -232,8 +325,11 @@ class Recorder:
       match event:
         case protocol.Episode():
           self._episodes.add(event.task_id, event.episode_return, event.length)
+          if self._worked is not None:
+            self._worked.add(event.task_id)
         case protocol.EnvironmentFailure():
           self._environment_failures += 1
+          self._causes[event.task_id] = event.cause
           logging.warning(
             'actor %d: an environment failed: %s', event.actor, event.cause
           )

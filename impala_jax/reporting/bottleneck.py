@@ -1,8 +1,10 @@
 """Says in words which stage of a run limits it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from impala_jax.acting import stages
+
+_SILENT = 15.0  # Seconds without a report, of which there is one every two.
 
 
 def describe(
@@ -10,6 +12,8 @@ def describe(
   actor: Mapping[str, float],
   queue_fill: float,
   remote: bool = False,
+  silent: Sequence[tuple[str, float]] = (),
+  idle: float = 0.0,
 ) -> str:
   """One sentence on the bottleneck.
 
@@ -19,7 +23,21 @@ def describe(
     actor: shares of the actors' time by stage; empty before the first report.
     queue_fill: fraction of the queue in use.
     remote: whether inference servers run the actors' policy.
+    silent: names of actors and servers, and seconds since each one's last report.
+    idle: seconds since the last update began.
   """
+  lost = sorted((x for x in silent if x[1] >= _SILENT), key=lambda x: -x[1])
+  if lost:
+    named = ', '.join(f'{name} for {seconds:.0f} s' for name, seconds in lost[:3])
+    more = f' and {len(lost) - 3} more' if len(lost) > 3 else ''
+    remark = f'not heard of: {named}{more}'
+    actors = [x for x in silent if x[0].startswith('actor')]
+    if actors and all(x in lost for x in actors):
+      return f'no actor is left that reports: {remark}'
+    if idle >= _SILENT:
+      return f'no update for {idle:.0f} s: {remark}'
+    words = describe(learner, actor, queue_fill, remote)
+    return f'{words}; {remark}'
   waiting = learner.get('wait', 0.0)
   updating = learner.get('update', 0.0)
   held = actor.get('learner', 0.0)

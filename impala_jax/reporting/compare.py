@@ -1,7 +1,8 @@
 """Learning curves of several runs in one picture."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ def draw(
   runs: Sequence[pathlib.Path], path: pathlib.Path, title: str = ''
 ) -> list[str]:
   """Draws returns against frames, of all runs together, into `path`.
+
+  Of runs of suites that have a score, all of the same, the score instead.
 
   Returns:
     A line for each run: frames, minutes, agent steps a second, last returns.
@@ -30,20 +33,21 @@ def draw(
 
   figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
   lines = []
-  for run in runs:
-    records = [
-      r
-      for r in files.read_json_lines(RunDirectory(run).metrics)
-      if r.get('episode_return') is not None
+  found = {run: _records(run) for run in runs}
+  score = _common_score([records[-1] for records in found.values()])
+  for run, records in found.items():
+    trained = [
+      (r['frames'], plots.scores_of(r).get(score) if score else r['episode_return'])
+      for r in records
     ]
-    if not records:
-      raise ValueError(f'{run}: no finished episode')
-    frames = [r['frames'] for r in records]
-    (line,) = axes.plot(frames, [r['episode_return'] for r in records], label=run.name)
+    (line,) = axes.plot(*_drawn(trained), label=run.name)
     evaluations = files.read_json_lines(RunDirectory(run).evaluations)
+    evaluated = [
+      (e['frames'], e.get('scores', {}).get(score) if score else e['mean'])
+      for e in evaluations
+    ]
     axes.plot(
-      [e['frames'] for e in evaluations],
-      [e['mean'] for e in evaluations],
+      *_drawn(evaluated),
       'o',
       ms=4,
       color=line.get_color(),
@@ -58,7 +62,8 @@ def draw(
       + (f', last evaluation {evaluations[-1]["mean"]:.1f}' if evaluations else '')
     )
   axes.set_xlabel('frames (action repeats counted)')
-  axes.set_ylabel('episode return (raw score)')
+  words = score.replace('_', ' ')
+  axes.set_ylabel(f'{words} of the suite' if score else 'episode return (raw score)')
   axes.set_title(title + ': lines in training, dots in evaluation', fontsize=10)
   axes.xaxis.set_major_formatter(lambda x, _: plots.short(x))
   axes.grid(alpha=0.3)
@@ -67,3 +72,25 @@ def draw(
   figure.savefig(path)
   pyplot.close(figure)
   return lines
+
+
+def _records(run: pathlib.Path) -> list[dict[str, Any]]:
+  """Those with an episode that has ended."""
+  found = files.read_json_lines(RunDirectory(run).metrics)
+  found = [r for r in found if r.get('episode_return') is not None]
+  if not found:
+    raise ValueError(f'{run}: no finished episode')
+  return found
+
+
+def _common_score(records: Sequence[Mapping[str, Any]]) -> str:
+  """The first of the suite's figures that all have; empty where there is none."""
+  first, *others = ([*plots.scores_of(dict(r))] for r in records)
+  return next((x for x in first if all(x in other for other in others)), '')
+
+
+def _drawn(
+  points: Sequence[tuple[float, float | None]],
+) -> tuple[list[float], list[float]]:
+  known = [(x, y) for x, y in points if y is not None]
+  return [x for x, _ in known], [y for _, y in known]

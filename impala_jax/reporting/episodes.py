@@ -1,7 +1,7 @@
 """Returns of a run's episodes, and what its suite makes of them."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class EpisodeLog:
 
   Attributes:
     count: of all episodes.
+    lost: indices of levels that are played no more: their last returns stand for
+      nothing, so that the means are without them.
   """
 
   def __init__(self, levels: Sequence[str], window: int = 100):
@@ -27,6 +29,7 @@ class EpisodeLog:
       collections.deque[tuple[float, float]](maxlen=window) for _ in levels
     ]
     self.count = 0
+    self.lost: Set[int] = frozenset()
 
   def add(self, task_id: int, episode_return: float, length: float) -> None:
     self._recent[task_id].append((episode_return, length))
@@ -35,18 +38,24 @@ class EpisodeLog:
   def means(self) -> dict[str, float]:
     """Mean return over the window, of each level with an episode that ended."""
     return {
-      level: float(np.mean([r for r, _ in recent]))
-      for level, recent in zip(self._levels, self._recent, strict=True)
-      if recent
+      self._levels[task]: float(np.mean([r for r, _ in recent]))
+      for task, recent in self._played()
     }
 
   def mean(self) -> tuple[float, float] | None:
     """Return and length (agent steps) over the window, as means over levels."""
-    means = [np.mean(r, axis=0) for r in self._recent if r]
+    means = [np.mean(recent, axis=0) for _, recent in self._played()]
     if not means:
       return None
     episode_return, length = np.mean(means, axis=0).tolist()
     return episode_return, length
+
+  def _played(self) -> list[tuple[int, Sequence[tuple[float, float]]]]:
+    return [
+      (task, recent)
+      for task, recent in enumerate(self._recent)
+      if recent and task not in self.lost
+    ]
 
 
 def suite_scores(

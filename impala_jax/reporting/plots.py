@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ from impala_jax.runtime.run_directory import RunDirectory
 _TRAINING = '#1f77b4'
 _EVALUATION = '#d62728'
 _BY_LEVEL = 'episode_return/'
+_SCORE = 'score/'
 
 
 def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
   """Draws returns in training and evaluation against frames.
+
+  Of several levels, whose returns may be of unlike sizes, it draws the suite's score
+  instead, where the suite has one.
 
   Returns:
     The path of `learning_curve.png`, or None where no episode has ended yet.
@@ -28,22 +33,29 @@ def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
 
   records = files.read_json_lines(RunDirectory(run_dir).metrics)
   evaluations = files.read_json_lines(RunDirectory(run_dir).evaluations)
+  several = len(_levels_of(run_dir)[1]) > 1
+  scores = list(_score_curves(records, evaluations)) if several else []
   training = [
-    (r['frames'], r['episode_return'], r['wall_seconds'])
+    (r['frames'], r['episode_return'])
     for r in records
     if r.get('episode_return') is not None
   ]
   if not training and not evaluations:
     return None
   figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-  if training:
-    frames, returns, _ = np.array(training, dtype=float).T
-    axes.plot(frames, returns, color=_TRAINING, lw=1.8,
-              label='training: mean of the last 100 episodes')  # fmt: skip
-  if evaluations:
-    _draw_evaluations(axes, evaluations)
+  for points, style in scores:
+    axes.plot(*zip(*points, strict=True), **style)
+  if scores:
+    axes.set_ylabel('score of the suite')
+  else:
+    if training:
+      axes.plot(*zip(*training, strict=True), color=_TRAINING, lw=1.8,
+                label='training: mean of the last 100 episodes')  # fmt: skip
+    if evaluations:
+      _draw_evaluations(axes, evaluations)
+    mean = ', mean over levels' if several else ''
+    axes.set_ylabel(f'episode return (raw score{mean})')
   axes.set_xlabel('frames (action repeats counted)')
-  axes.set_ylabel('episode return (raw score)')
   axes.set_title(_title(run_dir, records), fontsize=10)
   axes.xaxis.set_major_formatter(lambda x, _: short(x))
   axes.set_xlim(left=0)
@@ -56,6 +68,40 @@ def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
   figure.savefig(path)
   pyplot.close(figure)
   return path
+
+
+def _score_curves(
+  records: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+) -> Iterator[tuple[list[tuple[float, float]], dict[str, Any]]]:
+  """Points and style of each figure that the suite makes of all its levels.
+
+  A partial score is another figure than that of the whole suite, and has a line of its
+  own; of how many levels it is, is none.
+  """
+  trained = [(r['frames'], scores_of(r)) for r in records]
+  evaluated = [(e['frames'], e.get('scores', {})) for e in evaluations]
+  for where, found, color, marker in (
+    ('training', trained, _TRAINING, ''),
+    ('evaluation', evaluated, _EVALUATION, 'o'),
+  ):
+    names = dict.fromkeys(name for _, scores in found for name in scores)
+    for name in names:
+      if name == scoring.PARTIAL_LEVELS:
+        continue
+      points = [(x, s[name]) for x, s in found if s.get(name) is not None]
+      style: dict[str, Any] = {
+        'color': color,
+        'label': f'{where}: {name.replace("_", " ")}',
+      }
+      if name.startswith('partial') or 'uncapped' in name:
+        style |= {'lw': 0.8, 'alpha': 0.6}
+      if points:
+        yield points, {'marker': marker, 'ms': 3, **style}
+
+
+def scores_of(record: dict[str, Any]) -> dict[str, float]:
+  """The figures of the suite in a record, by name."""
+  return {k.removeprefix(_SCORE): v for k, v in record.items() if k.startswith(_SCORE)}
 
 
 def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
@@ -90,7 +136,8 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   for axes, level in zip(grid.flat, levels, strict=False):
     known = registry.reference(suite, level)
     _draw_level(axes, known, training.get(level), evaluated.get(level))
-    axes.set_title(level, fontsize=8)
+    tested = '' if level.endswith(known.name) else f'\nevaluated on {known.name}'
+    axes.set_title(f'{level}{tested}', fontsize=8)
     handles, labels = axes.get_legend_handles_labels()
     legend |= dict(zip(labels, handles, strict=True))
   for axes in grid.flat[len(levels) :]:

@@ -91,7 +91,13 @@ class Record:
   wall_seconds: Annotated[float, Figure('s', 'of training, earlier starts included')]
   frames: Annotated[int, Figure('frames', 'trained on in all, action repeats counted')]
   updates: Annotated[int, Figure('updates', 'in all, skipped ones included')]
-  frames_per_second: Annotated[float, Figure('frames/s', 'since the record before')]
+  frames_per_second: Annotated[
+    float,
+    Figure(
+      'frames/s',
+      'over the newest updates: four at least, and `learner.metrics_interval` seconds',
+    ),
+  ]
   agent_steps_per_second: Annotated[
     float, Figure('agent steps/s', 'the same without action repeats')
   ]
@@ -120,6 +126,16 @@ class Record:
     int, Figure('unrolls', 'unfinished, whose engine or inference server has gone')
   ]
   environment_failures: Annotated[int, Figure('engines', 'that were replaced')]
+  environments_given_up: Annotated[
+    int,
+    Figure(
+      'environments',
+      'whose engines failed too often: they play another level now, or none',
+    ),
+  ]
+  levels_lost: Annotated[
+    int, Figure('levels', 'that no environment plays any more; means are without them')
+  ]
   parameter_fetches: Annotated[int, Figure('fetches', 'that gave newer parameters')]
   reports_refused: Annotated[
     int, Figure('reports', 'by other processes, or events in such, that made no sense')
@@ -196,8 +212,14 @@ class Status:
   record: Record
   bottleneck: Annotated[str, Figure('', 'what limits the run, in words')]
   total_frames: Annotated[int, Figure('frames', 'after which training ends')]
+  seconds_left: Annotated[
+    float | None, Figure('s', 'to go at this pace; null before five updates')
+  ]
   environment_steps: Annotated[
     int, Figure('agent steps', 'of all actors, trained on or not')
+  ]
+  given_up: Annotated[
+    list[str], Figure('', 'levels that environments have given up, a line for each')
   ]
   peers: Annotated[
     list[Heard],
@@ -237,11 +259,12 @@ _TEXT = """# What a run says of itself
 
 Made by `python -m impala_jax.reporting.record`; a test holds that it is current.
 
-`metrics.jsonl` has a line, a JSON object, every `learner.metrics_interval` seconds, and
-TensorBoard the same against frames. A number that is not finite is null; what is not
-known yet is missing. With several learners a record is of all of them together. Counts
-begin anew with the learner, but for those that say otherwise. The times of learner and
-actors are fractions of their wall time since the record before, and add up to 1.
+`metrics.jsonl` has a line, a JSON object, every `learner.metrics_interval` seconds, or
+with each update where these take longer, and TensorBoard the same against frames. A
+number that is not finite is null; what is not known yet is missing. With several
+learners a record is of all of them together. Counts begin anew with the learner, but
+for those that say otherwise. The times of learner and actors are fractions of their
+wall time since the record before, and add up to 1.
 
 {record}
 

@@ -50,19 +50,29 @@ class RecordWriter:
       purge = checkpoint.get('frames', 0) + 1 if run.tensorboard.exists() else None
       self._board = tensorboardX.SummaryWriter(str(run.tensorboard), purge_step=purge)
 
-  def write(self, status: record.Status) -> None:
-    """A line of the record alone; the status file has the rest besides."""
+  def write(self, status: record.Status, line: bool = True) -> None:
+    """A line of the record alone; the status file has the rest besides.
+
+    Args:
+      status: of now.
+      line: its record is a new one. Otherwise only the status file is written.
+    """
     # JSON has no NaN; null keeps the line readable everywhere.
-    line = {
+    plain = {
       key: value if math.isfinite(value) else None
       for key, value in status.record.flat().items()
     }
-    self._lines.write(json.dumps(line) + '\n')
+    if line:
+      self._append(plain)
+    files.write_json(self._status, {**plain, **status.besides()})
+
+  def _append(self, plain: dict[str, Any]) -> None:
+    with files.naming(self._lines.name):
+      self._lines.write(json.dumps(plain) + '\n')
     if self._board is not None:
-      for name, value in line.items():
+      for name, value in plain.items():
         if value is not None and name not in ('frames', 'time'):
-          self._board.add_scalar(name, value, line['frames'])
-    files.write_json(self._status, {**line, **status.besides()})
+          self._board.add_scalar(name, value, plain['frames'])
 
   def close(self) -> None:
     self._lines.close()

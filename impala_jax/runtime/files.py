@@ -1,17 +1,32 @@
-"""Small files that several processes share: JSON, whole or by lines."""
+"""Small files that several processes share: JSON, whole or by lines.
 
+And what went wrong with a file, in words.
+"""
+
+import contextlib
+import errno
 import json
 import os
 import pathlib
-from collections.abc import Callable
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
+
+_SHARED_MEMORY = '/dev/shm'
 
 
 def write_json(path: pathlib.Path, data: Any) -> None:
   """Writes aside and renames, so that a reader never sees half a file."""
   aside = path.with_name(f'.{path.name}.{os.getpid()}')
-  aside.write_text(json.dumps(data, indent=1))
-  os.replace(aside, path)
+  with naming(path):
+    try:
+      aside.write_text(json.dumps(data, indent=1))
+      os.replace(aside, path)
+    except OSError:
+      aside.unlink(missing_ok=True)
+      raise
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -70,3 +85,81 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
       except ValueError:
         continue
   return records
+
+
+def as_name(text: str, longest: int = 60) -> str:
+  """`text` as a part of a file's name: without slashes, and not too long."""
+  plain = re.sub(r'[^\w.=+-]+', '_', text).strip('._') or '_'
+  if len(plain.encode()) > longest:
+    # What differs further on still differs.
+    kept = plain.encode()[: longest - 9].decode(errors='ignore')
+    plain = f'{kept}-{zlib.crc32(text.encode()):08x}'
+  return plain
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+  """An error of the system within names `path`, where it names no file itself.
+
+  Writing to an open file raises such.
+  """
+  try:
+    yield
+  except OSError as e:
+    if e.filename is not None or e.errno is None:
+      raise
+    raise OSError(e.errno, e.strerror, os.fspath(path)) from e
+
+
+def explain(error: OSError) -> str:
+  """One line: the file, what is wrong with it, and where no room is left, what is full.
+
+  A full /dev/shm, which is memory, has the system's same words as a full disk.
+  """
+  words = error.strerror or str(error)
+  if error.filename is not None:
+    words = f'{os.fsdecode(error.filename)}: {words}'
+  if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    return words
+  if error.filename is not None:
+    return f'{words}: {_usage(_mount(os.fsdecode(error.filename)))}'
+  places = [os.getcwd(), tempfile.gettempdir(), _SHARED_MEMORY]
+  full = {m: None for m in map(_mount, places) if _is_full(m)}
+  return ': '.join([words, *(['; '.join(map(_usage, full))] if full else [])])
+
+
+def _mount(path: str) -> str:
+  """Where the file system begins that holds `path`."""
+  path = os.path.realpath(path)
+  while not os.path.ismount(path):
+    path = os.path.dirname(path)
+  return path
+
+
+def _is_full(mount: str) -> bool:
+  found = os.statvfs(mount)
+  return found.f_bavail * found.f_frsize < 2**20 or (
+    found.f_files > 0 and not found.f_favail
+  )
+
+
+def _usage(mount: str) -> str:
+  """The file system in words: memory or disk, and how much of it is in use."""
+  found = os.statvfs(mount)
+  total = found.f_blocks * found.f_frsize / 2**30
+  left = found.f_bavail * found.f_frsize / 2**30
+  kind = 'memory, not a disk' if _kind(mount) in ('tmpfs', 'ramfs') else 'a disk'
+  words = f'{mount} is {kind}, {left:.2f} of its {total:.2f} GiB are free'
+  if found.f_files > 0 and not found.f_favail:
+    words += ', but it has room for no more files'
+  return words
+
+
+def _kind(mount: str) -> str:
+  """Of a file system, as the kernel names it; empty where that is not known."""
+  try:
+    lines = pathlib.Path('/proc/mounts').read_text().splitlines()
+  except OSError:
+    return ''
+  kinds = [line.split()[2] for line in lines if line.split()[1] == mount]
+  return kinds[-1] if kinds else ''

@@ -33,6 +33,8 @@ def test_values_by_equals_sign_or_space(parser):
   args = parse(parser, '--seed=3', '--episodes', '7', '--view=live', '--seed=-4')
   assert (args.seed, args.episodes, args.view) == (-4, 7, 'live')  # The last one wins.
   assert parse(parser, '--game=pong, breakout').game == ['pong', 'breakout']
+  # A number below zero is none of our flags.
+  assert parse(parser, '-1', '--seed', '-5').run_dir == '-1'
 
 
 def test_repeated(parser):

@@ -40,6 +40,12 @@ def test_a_thousand_actors_on_a_laptop():
   assert lines[6].endswith(f'{command} --oversubscribe')
 
 
+def test_a_learner_that_is_too_large_by_itself():
+  for setting in ('learner.batch_size=1e6', 'network.lstm=1e5'):
+    (text,) = problems('small', setting)
+    assert text.startswith('the run is more than this machine holds')
+
+
 def test_what_it_says_fits_does_fit():
   for name in ('dmlab30', 'doom', 'small', 'paper_atari_deep'):
     (text,) = problems(name, 'actor.num_actors=5000')

@@ -174,7 +174,7 @@ def test_mistakes_get_one_clear_line(tmp_path):
     (run, '--levels=catch,pong'): '--levels=pong: the levels of this run are catch',
     (run, '--episodes=0'): '--episodes=0: must be at least 1',
     (run, '--processes=-2'): '--processes=-2: must be at least 1',
-    (run, '--seed=-1'): '--seed=-1: must lie in',
+    (run, '--seed=-1'): '--seed=-1: must be at least 0',
     (run, '--episodes=many'): '--episodes=many',
     (run, '--episods=5'): "'episods'",
     (run, 'more'): "unknown arguments ['more']",

@@ -81,6 +81,14 @@ def test_version(capsys):
     (['list', 'levels', '--suite=atri'], 'must be one of atari, catch'),
     (['compare', 'x'], '--out is missing'),
     (['completion', 'tcsh'], 'must be one of bash, zsh, fish'),
+    (['train', '--game='], '--game=: must be names separated by commas, none of'),
+    (['train', '--game=pong,,qbert'], 'must be names separated by commas, none of'),
+    (['train', '--game=pong,qbert,pong'], 'must name each once'),
+    (['train', '--seed', '9' * 40], 'must be below 2^63'),
+    (['train', '--seed', '9' * 5000], '99: must be a whole number'),
+    (['evaluate', '--processes=99999999999'], 'must be at most 4,096'),
+    (['fill_level_cache', '--timeout=nan'], '--timeout=nan: must be finite'),
+    (['fill_level_cache', '--level_cache_gib=inf'], 'must be finite'),
   ],
 )
 def test_mistakes_get_one_clear_line(capsys, argv, words):
@@ -89,6 +97,31 @@ def test_mistakes_get_one_clear_line(capsys, argv, words):
   assert words in err
   assert err.startswith('impala_jax: ')
   assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'argv',
+  [
+    ('train', '--config=catch', '--transport=local', '--run_dir={}'),
+    ('train', '--resume', '--run_dir={}'),
+    ('train', '--config=./{}'),
+    ('evaluate', '--run_dir={}'),
+    ('evaluate', '--checkpoint={}'),
+    ('plot', '{}'),
+    ('compare', '--out=x.png', '{}'),
+    ('manage', 'status', '{}'),
+    ('fill_level_cache', '--level_cache={}'),
+  ],
+)
+def test_a_name_too_long_for_any_file(capsys, tmp_path, monkeypatch, argv):
+  monkeypatch.chdir(tmp_path)
+  code, out, err = run(capsys, *(x.format('a' * 300) for x in argv))
+  assert code in (1, 2)
+  assert out == ''
+  assert 'File name too long' in err or 'not installed here' in err
+  assert err.startswith('impala_jax: ')
+  assert 'Traceback' not in err
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_package_gets_one_clear_line():
@@ -106,11 +139,14 @@ def test_a_missing_package_gets_one_clear_line():
   assert 'Traceback' not in done.stderr
 
 
-def test_a_list_may_be_read_in_part():
+@pytest.mark.parametrize(
+  'argv', ['list settings', 'train --help', '--help', 'completion bash']
+)
+def test_what_is_printed_may_be_read_in_part(argv):
   """As `| head` does."""
   reader, writer = os.pipe()
   os.close(reader)
-  command = [sys.executable, '-m', 'impala_jax', 'list', 'settings']
+  command = [sys.executable, '-m', 'impala_jax', *argv.split()]
   try:
     done = subprocess.run(
       command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60

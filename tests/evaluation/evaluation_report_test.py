@@ -142,6 +142,7 @@ def test_levels_that_are_not_complete_do_not_count_for_scores(dmlab_suite):
   half, failed = report['levels'][cut.test], report['levels'][dmlab30.TEST_LEVELS[7]]
   assert (half['complete'], half['episodes'], half['planned_episodes']) == (False, 1, 2)
   assert half['error'] is None
+  assert half['ended_by_time_limit'] is None  # Which DeepMind Lab does not tell.
   assert (failed['mean'], failed['score'], failed['error']) == (
     None,
     None,

@@ -103,6 +103,16 @@ def test_one_that_keeps_dying_ends_the_run_with_its_cause(launch):
   assert (run.path / 'evaluator-0.told').exists()
 
 
+def test_a_mistake_is_not_tried_again(launch):
+  script = "print('CAUSE: ConfigError: no such game'); raise SystemExit(78)"
+  run, process = launch(learner=script, max_restarts=5)
+  code, output = finish(process)
+  assert code == 1
+  assert 'learner cannot work as it is configured: ConfigError: no such game' in output
+  assert 'deaths' not in output
+  assert files.read_json(run.supervised('learner', 0))['restarts'] == 0
+
+
 def test_the_run_outlives_an_actor_that_failed_and_says_so(launch):
   second = "import os\nif os.environ['IMPALA_INDEX'] == '1':\n  "
   script = second + programs.CRASH + '\n' + programs.WORK

@@ -92,6 +92,17 @@ def test_status_logs_scale_and_stop(launched):
   assert manage.status(run_dir)['ended']['reason'] == 'stopped'
   for name in names:
     assert not psutil.pid_exists(starts(run_dir, name)[-1][1])
+  # Afterwards there is nothing to scale, and nothing to stop.
+  done = run_manage('scale', run_dir, 'actors', '3')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert 'the run stopped: nothing is left to scale' in done.stderr
+  assert run_manage('stop', run_dir).stdout == 'the run stopped before; stopped\n'
+  # Nor where nobody could say that it ended.
+  RunDirectory(run_dir).ended.unlink()
+  done = run_manage('scale', run_dir, 'actors', '3')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert 'its learner has gone' in done.stderr
+  assert len(backend.read_launch(run_dir).handles['actor']) == 2
 
 
 def test_a_killed_process_comes_back_with_a_new_incarnation(launched):
@@ -212,6 +223,8 @@ def test_what_was_submitted_is_read_back(launched):
     (['scale', 'RUN', 'learner', '2'], 'learner has 1 and cannot be scaled'),
     (['scale', 'RUN', 'actors', 'many'], "N is 'many'"),
     (['scale', 'RUN', 'actors', '0'], 'must be at least 1'),
+    (['scale', 'RUN', 'actors', '-1'], "N is '-1': must be a whole number"),
+    (['scale', 'RUN', 'actors', '9' * 40], 'must be a whole number up to 9,999,999'),
     (['scale', 'RUN'], 'write scale RUN_DIR actors N'),
     (['logs', 'RUN', 'actor', '7'], 'actor 7: there are 0 to 0'),
     (['logs', 'RUN', 'acter'], 'learner, actor, evaluator'),

@@ -8,6 +8,7 @@ import pytest
 from impala_jax import config as config_lib
 from impala_jax.distributed.control import board, protocol
 from impala_jax.distributed.transport import protocol as transport
+from impala_jax.environments import base
 from impala_jax.learning import checkpointing, recorder
 
 
@@ -139,3 +140,59 @@ def test_a_run_that_goes_on_counts_on():
   seconds = made.wall_seconds - 1000.0
   assert made.frames_per_second == pytest.approx(per_update / seconds)
   assert made.agent_steps_per_second == made.frames_per_second / 2
+
+
+def test_without_an_update_there_is_no_record_but_a_status(monkeypatch):
+  """An update of 7 s, looked at every 2 s."""
+  run = Run('only')
+  now = [1000.0]
+  monkeypatch.setattr(recorder.time, 'monotonic', lambda: now[0])
+  run.recorder._start = run.recorder._next = now[0]
+  lines = []
+  run.recorder._writer = type(
+    '', (), {'write': lambda _, s, line: lines.append(line)}
+  )()
+  for second in range(0, 84, 2):
+    now[0] = 1000.0 + second
+    updates = second // 7
+    if second % 7 in (0, 1):
+      run.recorder.take_batch(updates, np.array([updates], np.uint64))
+    run.recorder.maybe_record(updates)
+  assert lines.count(True) == 12  # One for each update, and the first word.
+  assert lines.count(False) == 42 - 12
+  made = [s for s in run.made if s.seconds_left is not None]
+  frames = run.recorder._config.frames_per_update
+  assert len(made) > 15
+  for status in made:
+    assert status.record.frames_per_second == pytest.approx(frames / 7, rel=0.1)
+  assert run.made[5].seconds_left is None  # Too early for a look ahead.
+
+
+def test_a_level_that_is_lost_leaves_the_means():
+  run = Run('a', 'b')
+  episodes = (protocol.Episode(0, 1.0, 9), protocol.Episode(1, 5.0, 9))
+  run.recorder.take_batch(0, np.zeros(2, np.uint64), np.array([0, 1], np.int32))
+  run.tell('actor', 0, {}, events=episodes)
+  assert run.record().level_returns == {'a': 1.0, 'b': 5.0}
+  gone = {'given_up/0': 16.0, 'instead/1': 16.0}  # It has 32 environments.
+  run.tell('actor', 0, {}, gone)
+  made = run.record()
+  assert (made.environments_given_up, made.levels_lost) == (16, 1)
+  assert made.level_returns == {'b': 5.0}
+  assert made.episode_return == 5.0
+  assert run.made[-1].given_up == ['a: given up by 16 environment(s), none plays it']
+
+
+def test_a_level_that_never_worked_ends_the_run():
+  failure = protocol.EnvironmentFailure(0, 3, 1, 'no such map')
+  gone = {'given_up/1': 1.0}
+  run = Run('a', 'b')
+  run.recorder.take_batch(0, np.zeros(1, np.uint64), np.array([0], np.int32))
+  run.tell('actor', 0, {}, gone, events=(failure,))
+  with pytest.raises(base.EngineMistake, match="'b' has never worked: no such map"):
+    run.record()
+  # An earlier start of the run may have seen it work.
+  resume = checkpointing.Checkpoint(None, {'updates': 5}, pathlib.Path('x'))
+  run = Run('a', 'b', resume=resume)
+  run.tell('actor', 0, {}, gone, events=(failure,))
+  assert run.record(6).environments_given_up == 1

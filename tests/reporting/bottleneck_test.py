@@ -38,3 +38,23 @@ def test_neither():
 
 def test_no_actor_yet():
   assert 'no actor' in bottleneck.describe({'wait': 1.0}, {}, 0.0)
+
+
+def test_the_silent_are_named():
+  learner, actor = {'wait': 0.9}, {'environment': 1.0}
+
+  def describe(*seconds, idle=0.0):
+    silent = [(f'actor-{i}', s) for i, s in enumerate(seconds)]
+    return bottleneck.describe(learner, actor, 0.0, silent=silent, idle=idle)
+
+  assert describe(1.0, 2.0) == bottleneck.describe(learner, actor, 0.0)
+  assert describe(1.0, 40.0).startswith('the actors: the learner waits 90%')
+  assert describe(1.0, 40.0).endswith('; not heard of: actor-1 for 40 s')
+  assert describe(1.0, 40.0, idle=30.0) == (
+    'no update for 30 s: not heard of: actor-1 for 40 s'
+  )
+  # Figures of those who are gone are no explanation.
+  assert describe(70.0, 61.0) == (
+    'no actor is left that reports: not heard of: actor-0 for 70 s, actor-1 for 61 s'
+  )
+  assert describe(*range(20, 30), 1.0).endswith('actor-7 for 27 s and 7 more')

@@ -35,6 +35,7 @@ def test_a_panel_for_each_level(tmp_path, figures):
   path = plots.level_curves(tmp_path)
   assert path.read_bytes()[:4] == b'\x89PNG'
   panels = [a for a in figures()[0].axes if a.get_visible()]
+  levels[1] += '\nevaluated on rooms_collect_good_objects_test'
   assert [a.get_title() for a in panels] == levels
   lines = [{x.get_label(): x.get_ydata()[-1] for x in a.lines} for a in panels]
   training = 'training: mean of the last 100 episodes'
@@ -44,6 +45,38 @@ def test_a_panel_for_each_level(tmp_path, figures):
   # Of the version that is tested.
   assert (lines[1]['random play'], lines[1]['human']) == (0.073, 10.0)
   assert 'human' not in lines[2]
+
+
+def test_a_suite_has_the_curve_of_its_score(tmp_path, figures):
+  """A mean over returns of unlike sizes would be that of the largest."""
+  _write(tmp_path, ['basic', 'my_way_home'], 'doom')
+  lines = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  for i, line in enumerate(lines):
+    line |= {'score/partial_mean_capped': 10.0 * i, 'score/partial_levels': 2.0}
+    line['agent_steps_per_second'] = 1.0
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  event = json.loads((tmp_path / 'evaluations.jsonl').read_text())
+  event['scores'] = {'partial_mean_capped': 33.0, 'partial_levels': 2.0}
+  (tmp_path / 'evaluations.jsonl').write_text(json.dumps(event))
+  assert plots.learning_curve(tmp_path).exists()
+  axes = figures()[0].axes[0]
+  assert axes.get_ylabel() == 'score of the suite'
+  assert {x.get_label(): list(x.get_ydata()) for x in axes.lines} == {
+    'training: partial mean capped': [0.0, 10.0, 20.0, 30.0, 40.0],
+    'evaluation: partial mean capped': [33.0],
+  }
+  # Also beside another run.
+  out = tmp_path / 'both.png'
+  assert main.main(['compare', f'--out={out}', str(tmp_path)]) == 0
+  axes = figures()[-1].axes[0]
+  assert axes.get_ylabel() == 'partial mean capped of the suite'
+  assert list(axes.lines[0].get_ydata()) == [0.0, 10.0, 20.0, 30.0, 40.0]
+
+
+def test_several_levels_without_a_score(tmp_path, figures):
+  _write(tmp_path, ['pong', 'qbert'])
+  plots.learning_curve(tmp_path)
+  assert 'mean over levels' in figures()[0].axes[0].get_ylabel()
 
 
 def test_one_level_needs_no_panels(tmp_path):

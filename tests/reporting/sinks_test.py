@@ -15,15 +15,17 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
   made = records.make(
     frames=1, level_returns={'a': 2.5}, metrics={'kl': math.nan, 'own': 2.0}
   )
-  writer.write(
-    record.Status(
-      record=made,
-      bottleneck='none',
-      total_frames=9,
-      environment_steps=3,
-      peers=[record.Heard('actor', 2, 0.5)],
-    )
+  status = record.Status(
+    record=made,
+    bottleneck='none',
+    total_frames=9,
+    seconds_left=None,
+    environment_steps=3,
+    given_up=[],
+    peers=[record.Heard('actor', 2, 0.5)],
   )
+  writer.write(status)
+  writer.write(status, line=False)  # Nothing new but who is there.
   writer.close()
   lines = tmp_path / 'metrics.jsonl'
   lines.write_text(lines.read_text() + '{"frames": 2, "lo')
@@ -36,7 +38,9 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
     **line,
     'bottleneck': 'none',
     'total_frames': 9,
+    'seconds_left': None,
     'environment_steps': 3,
+    'given_up': [],
     'peers': [{'role': 'actor', 'index': 2, 'silent_seconds': 0.5}],
   }
 

@@ -1,5 +1,6 @@
 """An actor's process, or its thread where a run is one process."""
 
+import collections
 import contextlib
 import logging
 from collections.abc import Callable
@@ -71,6 +72,8 @@ def drive(
   """
   config = parts.config
   reporter = reporter_lib.Reporter(control, 'actor', index, incarnation)
+  levels = config.environment.levels
+  given_up = collections.Counter[str]()  # Environments, by gauges of tasks.
   told_to_stop = False
 
   def totals() -> dict[str, float]:
@@ -82,7 +85,8 @@ def drive(
     }
 
   def report(left: bool = False) -> bool:
-    return reporter.maybe_report(totals(), {'version': actor.version}, left)
+    gauges = {'version': actor.version, **given_up}
+    return reporter.maybe_report(totals(), gauges, left)
 
   def stop() -> bool:
     nonlocal told_to_stop
@@ -93,8 +97,17 @@ def drive(
       )
     while actor.failures:
       failure = actor.failures.popleft()
-      logging.warning('environment %d: %s', failure.env_id, failure.cause)
-      reporter.add(control_lib.EnvironmentFailure(index, *failure))
+      words = failure.cause
+      if failure.given_up:
+        given_up[f'given_up/{failure.task_id}'] += 1
+        words += '. The environment is given up'
+        if failure.instead >= 0:
+          given_up[f'instead/{failure.instead}'] += 1
+          words += f' there, and plays {levels[failure.instead]} from now on'
+      logging.warning('environment %d: %s', failure.env_id, words)
+      reporter.add(
+        control_lib.EnvironmentFailure(index, failure.env_id, failure.task_id, words)
+      )
     # A report that fails is made again; how long for is the actor's business.
     with contextlib.suppress(transport.TransportError):
       told_to_stop = told_to_stop or not report()

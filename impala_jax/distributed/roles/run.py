@@ -4,8 +4,9 @@ The rest comes by environment variables, so that every launcher starts the same 
 see `runtime.role_environment`.
 
 Exits with 0 at the end of the run, with 1 and a line `CAUSE: ...` where it fails, with
-2 for a wrong command, and with 143 (`STOPPED`) where it was ended in order by SIGTERM:
-whoever did not ask for that starts it again.
+78 (`MISTAKE`) and such a line where the same would come of another try, with 2 for a
+wrong command, and with 143 (`STOPPED`) where it was ended in order by SIGTERM: whoever
+did not ask for that starts it again.
 """
 
 import json
@@ -16,10 +17,11 @@ import sys
 import threading
 import warnings
 
-from impala_jax.runtime import lease, role_environment
+from impala_jax.runtime import files, lease, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
 STOPPED = 128 + signal.SIGTERM
+MISTAKE = os.EX_CONFIG
 ROLES = ('learner', 'actor', 'inference', 'evaluator', 'all')
 
 
@@ -58,6 +60,7 @@ def main(argv: list[str]) -> int:
   from impala_jax.distributed.roles import evaluator as evaluator_role
   from impala_jax.distributed.roles import inference as inference_role
   from impala_jax.distributed.roles import learner as learner_role
+  from impala_jax.environments import base
 
   try:
     saved = json.loads(RunDirectory(here.run_dir).config.read_text())
@@ -83,8 +86,12 @@ def main(argv: list[str]) -> int:
       whole = loop.frames >= parts.config.learner.total_frames
   except Exception as e:
     logging.exception('%s %d failed', role, here.index)
-    print(f'CAUSE: {type(e).__name__}: {e}', flush=True)
-    return 1
+    words = files.explain(e) if isinstance(e, OSError) else str(e)
+    print(f'CAUSE: {type(e).__name__}: {words}', flush=True)
+    mistakes = config_lib.ConfigError | base.EngineMistake
+    # Where the run is one process, what an actor raised is the cause.
+    mistaken = isinstance(e, mistakes) or isinstance(e.__cause__, mistakes)
+    return MISTAKE if mistaken else 1
   return STOPPED if stop.is_set() and not whole else 0
 
 

@@ -1,9 +1,10 @@
 """Which Atari games there are, and their actions. Loads ale-py on use."""
 
-import difflib
 import functools
 
 import numpy as np
+
+from impala_jax.environments import level_names
 
 # Only for several players: ale-py ends the whole process when it loads them.
 _MULTI_PLAYER = frozenset({'combat', 'joust', 'maze_craze', 'warlords'})
@@ -24,8 +25,9 @@ def problem(game: str) -> str | None:
     return None
   if game in _MULTI_PLAYER:
     return f'Atari game {game!r} has no mode for a single player'
-  wanted = game.lower().removesuffix('-v5').removeprefix('ale/').replace(' ', '_')
-  near = difflib.get_close_matches(wanted, known, 3, 0.6)
+  near = level_names.near(game, [*known, *_MULTI_PLAYER])
+  if near and near[0] in _MULTI_PLAYER:
+    return f'unknown Atari game {game!r}: {near[0]} has no mode for a single player'
   hint = f'did you mean {", ".join(near)}?' if near else f'known are {", ".join(known)}'
   return f'unknown Atari game {game!r}: {hint}'
 

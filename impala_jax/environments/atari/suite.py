@@ -10,14 +10,16 @@ from impala_jax.environments import base, concat_vector, registry
 from impala_jax.environments.atari import environment as atari
 from impala_jax.environments.atari import games as atari_games
 from impala_jax.environments.atari import video as atari_video
-from impala_jax.settings import KEPT, NOT_NEGATIVE, at_least, below, setting
+from impala_jax.settings import KEPT, NOT_NEGATIVE, at_least, at_most, below, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """How games are played; the arguments of `AtariVector` of the same names."""
 
-  action_repeat: int = setting(4, 'An action lasts so many frames.', at_least(1))
+  action_repeat: int = setting(
+    4, 'An action lasts so many frames.', at_least(1), at_most(1000)
+  )
   episodic_life: bool = setting(
     True,
     'In training a lost life ends an episode. In evaluation it never does.',
@@ -32,9 +34,10 @@ class Settings:
     30,
     'A game begins with 0 to so many frames without action, drawn at random.',
     NOT_NEGATIVE,
+    at_most(100_000),
   )
   max_episode_frames: int = setting(
-    108_000, 'A game is ended after so many frames.', at_least(1)
+    108_000, 'A game is ended after so many frames.', at_least(1), below(2**31)
   )
   full_action_space: bool = setting(
     False,

@@ -4,6 +4,7 @@ The engine can abort, exit or hang its process, and it never releases Python's l
 give every `DmLab` a process of its own (`process_pool`, by `dmlab_suite`).
 """
 
+import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -48,6 +49,15 @@ def level_path(level: str) -> str:
   """The engine's name of a level: those of DMLab-30 are known without their folder."""
   known = dmlab30.find(level)
   return dmlab30.PREFIX + level.removeprefix(dmlab30.PREFIX) if known else level
+
+
+def levels_folder() -> pathlib.Path | None:
+  """Where the installed engine has its levels; None where that is not known."""
+  found = importlib.util.find_spec('deepmind_lab')
+  if found is None or not found.origin:
+    return None
+  folder = pathlib.Path(found.origin).parent / 'baselab' / 'game_scripts' / 'levels'
+  return folder if folder.is_dir() else None
 
 
 def picture_problem(level: str, dataset_path: str) -> str | None:

@@ -1,7 +1,6 @@
 """The suite `dmlab`: levels of DeepMind Lab, each environment in its own process."""
 
 import dataclasses
-import difflib
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax import types
 from impala_jax.environments import engine_settings as engines
-from impala_jax.environments import instruction_ids, registry
+from impala_jax.environments import instruction_ids, level_names, registry
 from impala_jax.environments.dmlab import actions as dmlab_actions
 from impala_jax.environments.dmlab import environment as dmlab
 from impala_jax.environments.dmlab import levels as dmlab30
@@ -60,13 +59,16 @@ class Settings(engines.EngineSettings):
     kept=KEPT,
   )
   action_repeat: int = setting(
-    4, 'An action lasts so many frames. 60 are a second of game time.', at_least(1)
+    4,
+    'An action lasts so many frames. 60 are a second of game time.',
+    at_least(1),
+    at_most(1000),
   )
   frame_width: int = setting(
-    96, 'A frame is so many pixels wide.', multiple_of(4), kept=KEPT
+    96, 'A frame is so many pixels wide.', multiple_of(4), at_most(4096), kept=KEPT
   )
   frame_height: int = setting(
-    72, 'A frame is so many pixels high.', multiple_of(4), kept=KEPT
+    72, 'A frame is so many pixels high.', multiple_of(4), at_most(4096), kept=KEPT
   )
   skip_unavailable_levels: bool = setting(
     False, 'Levels that lack their data are left out. Else they are refused.'
@@ -78,7 +80,10 @@ class Settings(engines.EngineSettings):
     '', "This directory holds compiled maps. '' is one in the user's cache folder."
   )
   level_cache_gib: float = setting(
-    10.0, 'The level cache holds so many GiB. With 0 there is none.', NOT_NEGATIVE
+    10.0,
+    'The level cache holds so many GiB. With 0 there is none.',
+    NOT_NEGATIVE,
+    at_most(1e6),
   )
   episode_seeds: int = setting(
     0,
@@ -130,7 +135,7 @@ def problem(level: str) -> str | None:
     return None
   if not inside and level in _KNOWN:
     return None
-  near = difflib.get_close_matches(name.lower(), (GROUP, *_KNOWN), 3, 0.6)
+  near = level_names.near(name, (GROUP, *_KNOWN))
   hint = (
     f'did you mean {", ".join(near)}?' if near else f'known are {", ".join(_KNOWN)}'
   )
@@ -151,13 +156,22 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   """Writes out `dmlab30`; with `skip_unavailable_levels` drops levels without pictures.
 
   Raises:
-    ConfigError: pictures are missing, or a setting is one that the engine cannot have.
+    ConfigError: pictures are missing, a level is held out, or there twice by its two
+      names.
   """
   settings = config.of_suite(Settings)
   levels: list[str] = []
   for level in config.environment.levels:
     levels += dmlab30.TRAINING_LEVELS if level == GROUP else [level]
-  levels = list(dict.fromkeys(levels))
+  levels = list(dict.fromkeys(levels))  # A level may be named beside its group.
+  by_path: dict[str, str] = {}
+  for level in levels:
+    played(level, evaluation=False)
+    before = by_path.setdefault(dmlab.level_path(level), level)
+    if before != level:
+      raise config_lib.ConfigError(
+        f'levels {before!r} and {level!r} are one: name it once'
+      )
   lacking = {x: dmlab.picture_problem(x, settings.dataset_path) for x in levels}
   left = [x for x in levels if not lacking[x]]
   if len(left) < len(levels):
@@ -172,6 +186,18 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
     )
   environment = dataclasses.replace(config.environment, levels=tuple(left))
   return dataclasses.replace(config, environment=environment)
+
+
+def _lacking(config: config_lib.Config) -> list[str]:
+  folder = dmlab.levels_folder()
+  if folder is None:
+    return []
+  paths = {x: folder / f'{dmlab.level_path(x)}.lua' for x in config.environment.levels}
+  return [
+    f'level {level!r} is not among those of the engine: there is no {path}'
+    for level, path in paths.items()
+    if not path.is_file()
+  ]
 
 
 def _spec(config: config_lib.Config) -> types.EnvironmentSpec:
@@ -191,14 +217,17 @@ def _make(
 ) -> process_pool.ProcessPool:
   settings = config.of_suite(Settings)
   shared = engine_settings(config, evaluation)
-  levels = [played(config.environment.levels[task], evaluation) for task in tasks]
+  levels = [played(level, evaluation) for level in config.environment.levels]
+  engines = [
+    process_pool.EngineSpec(_MAKER, {'level': level, **shared}, level)
+    for level in levels
+  ]
   return process_pool.ProcessPool(
-    [
-      process_pool.EngineSpec(_MAKER, {'level': level, **shared}, level)
-      for level in levels
-    ],
+    [engines[task] for task in tasks],
     tasks,
     _spec(config),
+    # In an evaluation a level is played or it is not.
+    others=None if evaluation else dict(enumerate(engines)),
     max_ready=0 if evaluation else config.actor.inference_batch,
     step_timeout=settings.step_timeout,
     reset_timeout=settings.reset_timeout,
@@ -215,6 +244,8 @@ SUITE = registry.Suite(
   scores=dmlab30.scores,
   reference=dmlab30.reference,
   settings=Settings,
+  lacking=_lacking,
+  tells_time_limits=False,
   missing=missing,
   levels=lambda: [GROUP, *_KNOWN],
 )

@@ -5,7 +5,6 @@ frames, one set of actions, engines in processes of their own, levels whose rewa
 differ by orders of magnitude, and a score of the whole suite.
 """
 
-import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +14,11 @@ import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import types
-from impala_jax.environments import base, registry, scoring
+from impala_jax.environments import base, level_names, registry, scoring
 from impala_jax.environments import engine_settings as engines
 from impala_jax.environments.doom import environment as doom
 from impala_jax.environments.engines import pool as process_pool
-from impala_jax.settings import KEPT, at_least, one_of, setting
+from impala_jax.settings import KEPT, at_least, at_most, below, one_of, setting
 
 GROUP = 'doom9'  # Among `environment.levels`: all scenarios.
 NOT_INSTALLED = (
@@ -80,19 +79,23 @@ class Settings(engines.EngineSettings):
     'default', 'The agent has this set of actions.', one_of(doom.ACTIONS), kept=KEPT
   )
   action_repeat: int = setting(
-    4, 'An action lasts so many game tics. 35 are a second of game time.', at_least(1)
+    4,
+    'An action lasts so many game tics. 35 are a second of game time.',
+    at_least(1),
+    at_most(1000),
   )
   frame_width: int = setting(
-    96, 'A frame is so many pixels wide.', at_least(1), kept=KEPT
+    96, 'A frame is so many pixels wide.', at_least(1), at_most(4096), kept=KEPT
   )
   frame_height: int = setting(
-    72, 'A frame is so many pixels high.', at_least(1), kept=KEPT
+    72, 'A frame is so many pixels high.', at_least(1), at_most(4096), kept=KEPT
   )
   max_episode_frames: int = setting(
     108_000,
     'An episode is ended after so many game tics, or by a shorter limit of its '
     'scenario.',
     at_least(1),
+    below(2**31),
   )
 
   def relations(self) -> Iterator[tuple[str, str]]:
@@ -107,7 +110,7 @@ def problem(level: str) -> str | None:
     return None
   if level == GROUP:
     return f'{GROUP!r} is a group of levels: registry.resolve writes them out'
-  near = difflib.get_close_matches(level, SCENARIOS, 3) or SCENARIOS
+  near = level_names.near(level, [GROUP, *SCENARIOS]) or SCENARIOS
   return f'unknown level {level!r}: did you mean {", ".join(near)}?'
 
 
@@ -130,7 +133,8 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   levels: list[str] = []
   for level in config.environment.levels:
     levels.extend(SCENARIOS if level == GROUP else [level])
-  return replace(config, environment=replace(config.environment, levels=tuple(levels)))
+  distinct = tuple(dict.fromkeys(levels))  # A level may be named beside its group.
+  return replace(config, environment=replace(config.environment, levels=distinct))
 
 
 def missing() -> str:
@@ -168,6 +172,7 @@ class DoomPool:
     tasks: of each environment, an index into `environment.levels`.
     max_ready: see `ProcessPool`.
     film: the engines also make pictures, for `frame`.
+    evaluation: an engine that fails too often has no other level to play.
   """
 
   def __init__(
@@ -176,6 +181,7 @@ class DoomPool:
     tasks: Sequence[int],
     max_ready: int = 0,
     film: bool = False,
+    evaluation: bool = False,
   ):
     settings, levels = config.of_suite(Settings), config.environment.levels
     self.spec = spec(config)
@@ -183,10 +189,12 @@ class DoomPool:
     if film:
       picture = types.ArraySpec(doom.PICTURE_SHAPE, np.dtype(np.uint8))
       made = made._replace(observation={**made.observation, 'picture': picture})
+    engines = [_engine(settings, level, film) for level in levels]
     self._pool = process_pool.ProcessPool(
-      [_engine(settings, levels[task], film) for task in tasks],
+      [engines[task] for task in tasks],
       tasks,
       made,
+      others=None if evaluation else dict(enumerate(engines)),
       max_ready=max_ready,
       step_timeout=settings.step_timeout,
       reset_timeout=settings.reset_timeout,
@@ -254,11 +262,14 @@ def _engine(settings: Settings, level: str, film: bool) -> process_pool.EngineSp
 
 SUITE = registry.Suite(
   make=lambda config, tasks, evaluation: DoomPool(
-    config, tasks, 0 if evaluation else config.actor.inference_batch
+    config,
+    tasks,
+    0 if evaluation else config.actor.inference_batch,
+    evaluation=evaluation,
   ),
   spec=spec,
   problem=problem,
-  scene=lambda config, task: DoomPool(config, [task], film=True),
+  scene=lambda config, task: DoomPool(config, [task], film=True, evaluation=True),
   resolve=resolve,
   scores=scores,
   reference=reference,

@@ -96,6 +96,10 @@ class Link:
     self._closed = False
     self._start_keeper()
 
+  def replace_job(self, env_id: int, job: bytes) -> None:
+    """What the next engines of an environment are."""
+    pathlib.Path(self._directory, f'{env_id}.job').write_bytes(job)
+
   def start(self, engines: Sequence[Start]) -> None:
     """Starts engines; that they began their first episodes is announced."""
     self._alive.update((e.env_id, e.generation) for e in engines)

@@ -9,7 +9,7 @@ import collections
 import pickle
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from impala_jax.runtime import restarts
 _LOOK = 0.2  # Seconds between looks at deadlines and due restarts.
 _SLOWER = 3.0  # Steps that take so many times the usual are not waited for,
 _GRACE = 0.02  # but so many seconds are always granted.
+_COMPUTING = 0.005  # Of its time limit a step computes, or it hangs.
 
 EngineSpec = pooled_engine.EngineSpec
 
@@ -40,9 +41,14 @@ class ProcessPool:
     task_ids: [num_envs].
     spec: of all environments.
     max_ready: the most environments that one `recv` returns, 0 for no limit.
-    step_timeout: seconds; an engine that takes longer is killed and replaced.
+    step_timeout: seconds; an engine that takes longer is killed and replaced. One
+      that computes all the while has `reset_timeout`: some levels compile a map in
+      mid-episode, and other processes may leave them little of the machine.
     reset_timeout: the same for its start and for each reset.
     max_restarts: of one environment within ten minutes.
+    others: engines by task, one of which takes the place of an engine that fails too
+      often; an environment for which none is left is given up. None: there are none,
+      and an engine that fails too often ends the pool.
     close_timeout: seconds that engines have to close themselves.
 
   Raises:
@@ -59,16 +65,19 @@ class ProcessPool:
     step_timeout: float = 60.0,
     reset_timeout: float = 300.0,
     max_restarts: int = 5,
+    others: Mapping[int, EngineSpec] | None = None,
     close_timeout: float = 2.0,
   ):
     self.num_envs = len(engines)
     self.spec = spec
-    self.task_ids = np.asarray(task_ids, np.int32)
+    self.task_ids = np.array(task_ids, np.int32)
     self._specs = list(engines)
     self._limit = max_ready or self.num_envs
     self._step_timeout = step_timeout
     self._reset_timeout = reset_timeout
     self._max_restarts = max_restarts
+    self._others = others
+    self._unfit: set[tuple[int, int]] = set()  # Environments, and tasks they gave up.
     self._close_timeout = close_timeout
     self._check_arguments(max_ready)
     self._dtype = engine_process.slot_dtype(spec)
@@ -85,13 +94,10 @@ class ProcessPool:
     self._failed: collections.Counter[str] = collections.Counter()
     self._restarts = 0
     self._waited = 0.0
-    self._given_up = ''
+    self._end: base.EngineError | None = None
     self._seed: int | None = None
     self._closed = False
-    jobs = [engine_process.Job(e.maker, dict(e.kwargs), spec) for e in engines]
-    self._link = engine_link.Link(
-      [pickle.dumps(job) for job in jobs], self._dtype.itemsize
-    )
+    self._link = engine_link.Link([self._job(e) for e in engines], self._dtype.itemsize)
     slots = np.frombuffer(self._link.memory, self._dtype)
     self._head = slots['head']
     self._action = self._head['action']
@@ -133,6 +139,7 @@ class ProcessPool:
           e.state, e.deadline = pooled_engine.State.RESETTING, now + self._reset_timeout
         else:
           e.state, e.deadline = pooled_engine.State.STEPPING, now + self._step_timeout
+          e.cpu, e.extended = None, False
           self._prompt[i] = now
         self._link.command(i, e.generation)
       elif e.state is pooled_engine.State.READY:
@@ -144,15 +151,16 @@ class ProcessPool:
 
     Raises:
       TimeoutError: none became ready in time; at once where none can.
-      EngineError: an engine failed too often, or its maker refused its arguments.
+      EngineError: an engine failed too often, or its maker refused its arguments
+        (`EngineMistake`), and no other level is left to play.
     """
     self._check_open()
     now = time.monotonic()
     end = now + timeout
     polled = False
     while True:
-      if self._given_up:
-        raise base.EngineError(self._given_up)
+      if self._end is not None:
+        raise self._end
       if now >= self._look_at:
         self._supervise(now)
       until = self._look_at if self._look_at < end else end
@@ -164,7 +172,9 @@ class ProcessPool:
       if self._ready:
         if len(self._ready) >= wanted:
           return self._hand_out(wanted)
-      elif (polled and now >= end) or all(e.waiting for e in self._environments):
+      elif (polled and now >= end) or all(
+        e.waiting or e.state is pooled_engine.State.GIVEN_UP for e in self._environments
+      ):
         raise TimeoutError(self._why_none(timeout))
       missing = max(1, wanted - len(self._ready))
       done, ended = self._link.poll(max(0.0, until - now), missing)
@@ -196,6 +206,7 @@ class ProcessPool:
     """How it went so far.
 
     restarts: engines that were started for failed ones.
+    given_up: environments that play no more.
     failures: how many of each kind: exception, exit, signal, timeout, output (no
       time step, or not as the spec says), mistake (of the caller), keeper (the process
       that ends engines was itself ended).
@@ -203,12 +214,17 @@ class ProcessPool:
     states: of each environment, in words.
     pids: processes of the engines that run, else 0.
     """
-    running = [
-      e.state not in (pooled_engine.State.ABSENT, pooled_engine.State.ENDING)
-      for e in self._environments
-    ]
+    absent = (
+      pooled_engine.State.ABSENT,
+      pooled_engine.State.ENDING,
+      pooled_engine.State.GIVEN_UP,
+    )
+    running = [e.state not in absent for e in self._environments]
     return {
       'restarts': self._restarts,
+      'given_up': sum(
+        e.state is pooled_engine.State.GIVEN_UP for e in self._environments
+      ),
       'failures': dict(self._failed),
       'waiting': self._waited,
       'states': [e.state.value for e in self._environments],
@@ -302,6 +318,12 @@ class ProcessPool:
     due, hung = [], []
     for i, e in enumerate(self._environments):
       if e.deadline > now:
+        if (
+          e.state is pooled_engine.State.STEPPING
+          and e.cpu is None
+          and e.deadline - now < self._step_timeout / 2
+        ):
+          e.cpu = pooled_engine.cpu_seconds(int(self._head['pid'][i]))
         continue
       if e.state is pooled_engine.State.ABSENT:
         e.restarts += 1
@@ -309,6 +331,9 @@ class ProcessPool:
         due.append(i)
       elif e.state is pooled_engine.State.ENDING:  # It cannot even be killed.
         self._ended(engine_link.Ended(i, e.generation, -signal.SIGKILL, None, ''), now)
+      elif self._computes(i, e):
+        e.extended = True
+        e.deadline = e.sent_at + self._reset_timeout
       else:
         e.phase = pooled_engine.PHASES[e.state]
         e.state, e.deadline = pooled_engine.State.ENDING, now + 10.0
@@ -321,13 +346,29 @@ class ProcessPool:
       self._start(due)
     self._look_at = now + _LOOK
 
+  def _computes(self, i: int, e: pooled_engine.Engine) -> bool:
+    """Whether a step that has had its time deserves more: the engine is not idle."""
+    if (
+      e.state is not pooled_engine.State.STEPPING
+      or e.extended
+      or e.cpu is None
+      or self._reset_timeout <= self._step_timeout
+    ):
+      return False
+    used = pooled_engine.cpu_seconds(int(self._head['pid'][i])) - e.cpu
+    return used > _COMPUTING * self._step_timeout
+
   def _ended(self, ended: engine_link.Ended, now: float) -> None:
     """An engine's process is no more: there will be another."""
     i = ended.env_id
     e = self._environments[i]
-    if ended.generation != e.generation or e.state is pooled_engine.State.ABSENT:
+    if ended.generation != e.generation or e.state in (
+      pooled_engine.State.ABSENT,
+      pooled_engine.State.GIVEN_UP,
+    ):
       return  # One that was given up.
-    limit = self._step_timeout if e.phase == 'step' else self._reset_timeout
+    in_step = e.phase == 'step' and not e.extended
+    limit = self._step_timeout if in_step else self._reset_timeout
     kind, cause = pooled_engine.describe_end(
       f'{self._specs[i].name} (environment {i}',
       e,
@@ -335,21 +376,55 @@ class ProcessPool:
       limit,
       int(self._head['episode_seed'][i]),
     )
-    self._failures.append(base.Failure(i, int(self.task_ids[i]), cause))
     self._failed[kind] += 1
     self._prompt.pop(i, None)
     if i in self._ready:
       self._ready.remove(i)
     pause = e.budget.spend(now)
-    if kind == 'mistake' and not e.restarts:
-      self._given_up = cause
-    elif pause is None:
-      self._given_up = (
+    mistake = kind == 'mistake' and not e.restarts
+    if pause is None and not mistake:
+      cause = (
         f'{cause}. That is failure {e.budget.deaths} within '
         f'{restarts.WINDOW / 60:g} minutes, of which {self._max_restarts} are allowed'
       )
+    failure = base.Failure(i, int(self.task_ids[i]), cause)
     e.state, e.deadline = pooled_engine.State.ABSENT, now + (pause or 0.0)
+    if mistake or pause is None:
+      if self._others is None:
+        self._end = base.EngineMistake(cause) if mistake else base.EngineError(cause)
+      else:
+        failure = self._give_up(failure, e)
+        if all(x.state is pooled_engine.State.GIVEN_UP for x in self._environments):
+          made = base.EngineMistake if mistake else base.EngineError
+          self._end = made(f'no environment is left; the last was {cause}')
+    self._failures.append(failure)
     self._look_at = min(self._look_at, e.deadline)
+
+  def _give_up(self, failure: base.Failure, e: pooled_engine.Engine) -> base.Failure:
+    """Another level for an environment that cannot play its own, if one is left."""
+    assert self._others is not None
+    i, task = failure.env_id, failure.task_id
+    self._unfit.add((i, task))
+    bad = {t for _, t in self._unfit}
+    playing = collections.Counter(self.task_ids.tolist())
+    left = [t for t in self._others if t not in bad]
+    if not left:
+      e.state, e.deadline = pooled_engine.State.GIVEN_UP, np.inf
+      return failure._replace(given_up=True)
+    # The level with the fewest environments; of several not always the first.
+    count = len(self._others)
+    instead = min(left, key=lambda t: (playing[t], (t - task - i) % count))
+    self._specs[i] = self._others[instead]
+    self.task_ids[i] = instead
+    self._link.replace_job(i, self._job(self._specs[i]))
+    e.budget = restarts.RestartBudget(self._max_restarts, at_once=True)
+    e.restarts = -1  # What it is refused at its first start is a mistake again.
+    return failure._replace(given_up=True, instead=instead)
+
+  def _job(self, engine: EngineSpec) -> bytes:
+    return pickle.dumps(
+      engine_process.Job(engine.maker, dict(engine.kwargs), self.spec)
+    )
 
   def _why_none(self, timeout: float) -> str:
     states = collections.Counter(e.state.value for e in self._environments)
@@ -375,7 +450,7 @@ class ProcessPool:
     ):
       if value < 0:
         raise ValueError(f'{name} is {value}: must be at least 0')
-    for engine in self._specs:
+    for engine in (*self._specs, *(self._others or {}).values()):
       engine.check()
 
   def _check_open(self) -> None:

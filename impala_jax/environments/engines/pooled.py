@@ -1,5 +1,6 @@
 """One environment of a `process_pool`: what it is made of, its state, and its ends."""
 
+import contextlib
 import dataclasses
 import enum
 import signal
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import psutil
 
 from impala_jax.environments.engines import link as engine_link
 from impala_jax.environments.engines import process as engine_process
@@ -58,6 +60,7 @@ class State(enum.Enum):
   READY = 'has a time step'
   IDLE = 'waits for an action'
   ENDING = 'being killed'
+  GIVEN_UP = 'given up'
 
 
 # What an engine is busy with.
@@ -81,6 +84,22 @@ class Engine:
   sent_at: float = 0.0
   deadline: float = np.inf  # Of what it does; of being started, where ABSENT.
   phase: str = ''  # What it took too long for, where ENDING.
+  cpu: float | None = None  # Seconds it had computed when half its time was over.
+  extended: bool = False  # Its step computes, and has the time of a reset.
+
+
+def cpu_seconds(pid: int) -> float:
+  """Of a process and all that it has started; 0 for one that is gone."""
+  total = 0.0
+  try:
+    process = psutil.Process(pid)
+    family = [process, *process.children(recursive=True)]
+  except (psutil.Error, ValueError):
+    return total
+  for process in family:
+    with contextlib.suppress(psutil.Error):
+      total += sum(process.cpu_times()[:4])  # Of children that have ended, too.
+  return total
 
 
 def describe_end(

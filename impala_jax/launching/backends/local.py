@@ -78,8 +78,11 @@ class Local(backend.Backend):
 
   def scale(self, launch: backend.Launch, role: str, replicas: int) -> str:
     before = launch.program.role(role).replicas
-    launch.program = launch.program.scaled(role, replicas)
-    changed = launch.program.role(role)
+    program = launch.program.scaled(role, replicas)
+    if not wait_for(launch.handles[program.main.name], 0.0):
+      raise backend.BackendError('its learner has gone: go on with it by --resume')
+    launch.program = program
+    changed = program.role(role)
     self._start(launch, [(changed, index) for index in range(before, replicas)])
     gone = launch.handles[role][replicas:]
     launch.handles[role] = launch.handles[role][:replicas]

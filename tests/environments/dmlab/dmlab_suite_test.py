@@ -217,6 +217,43 @@ def test_the_group_is_written_out():
   assert mixed == ('lt_chasm', *dmlab30.TRAINING_LEVELS)
 
 
+@pytest.mark.parametrize(
+  ('levels', 'words'),
+  [
+    (
+      ['rooms_collect_good_objects_test'],
+      'is held out for evaluation: train on rooms_',
+    ),
+    (['lt_chasm', 'lt_chasm'], 'must name each once'),
+    (['dmlab30', 'dmlab30'], 'must name each once'),
+    (['rooms_watermaze', 'contributed/dmlab30/rooms_watermaze'], 'are one: name it'),
+  ],
+)
+def test_levels_that_cannot_be_trained_on(levels, words):
+  with pytest.raises(config_lib.ConfigError, match=words):
+    resolved(*levels, dataset_path='dummy')
+
+
+def test_levels_that_the_engine_has_not(monkeypatch, tmp_path):
+  """Where its folder is known; another machine's may have others."""
+  folder = tmp_path / 'baselab' / 'game_scripts' / 'levels'
+  (folder / 'contributed' / 'dmlab30').mkdir(parents=True)
+  for name in ('contributed/dmlab30/rooms_watermaze', 'lt_chasm'):
+    (folder / f'{name}.lua').touch()
+  monkeypatch.setattr(dmlab, 'levels_folder', lambda: folder)
+  assert resolved('rooms_watermaze', 'lt_chasm') == ('rooms_watermaze', 'lt_chasm')
+  with pytest.raises(config_lib.ConfigError) as error:
+    resolved('lt_chasm', 'demos/no_such', 'nav_maze_static_01')
+  lines = str(error.value).splitlines()
+  assert [line.partition(' is not')[0] for line in lines] == [
+    "level 'demos/no_such'",
+    "level 'nav_maze_static_01'",
+  ]
+  assert str(folder / 'demos/no_such.lua') in lines[0]
+  config = registry.resolve(make_config('demos/no_such'), elsewhere=True)
+  assert config.environment.levels == ('demos/no_such',)
+
+
 def test_levels_without_their_pictures(tmp_path, caplog):
   with pytest.raises(config_lib.ConfigError) as e:
     resolved('dmlab30')

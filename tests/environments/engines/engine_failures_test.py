@@ -162,6 +162,106 @@ def test_mistakes_are_told_at_once(make, maker, text):
   assert pool.stats()['restarts'] == 0
 
 
+def test_a_step_that_computes_has_the_time_of_a_reset(make):
+  """Some levels compile a map in mid-episode, on a machine that is full."""
+  pool = make(
+    [engines.spec('failing', how='compute', lengths=(3,))],
+    step_timeout=1.0,
+    reset_timeout=60.0,
+  )
+  pool.reset(0)
+  ready = play_until(pool, lambda r: r.episodes or r.failures)
+  assert not ready.failures
+  assert ready.episodes[0].length == 3
+
+
+def test_a_step_that_computes_for_ever_is_ended(make, tmp_path):
+  once = str(tmp_path / 'once')
+  pool = make(
+    [engines.spec('failing', how='spin', once=once, lengths=(3,))],
+    step_timeout=1.0,
+    reset_timeout=4.0,
+  )
+  pool.reset(0)
+  (failure,) = play_until(pool, lambda r: r.failures).failures
+  assert 'no answer in 4 s (step)' in failure.cause
+
+
+def with_others(*makers, **settings):
+  """Engines by task, and the settings of a pool of one environment for each."""
+  made = [engines.spec(*maker[:2], **maker[2]) for maker in makers]
+  return made, {'others': dict(enumerate(made)), **settings}
+
+
+FAILING = ('failing', 'broken', {'how': 'exception', 'at': (0, 1), 'lengths': (3,)})
+
+
+def test_an_environment_whose_level_keeps_failing_plays_another(make):
+  counts = [('count', f'level {i}', {'env_id': i}) for i in (1, 2)]
+  made, settings = with_others(FAILING, *counts, max_restarts=1)
+  pool = make(made, **settings)
+  tasks = pool.task_ids
+  pool.reset(0)
+  failures, ready = [], None
+  while not failures or not failures[-1].given_up:
+    ready = play_until(pool, lambda r: r.failures)
+    failures += ready.failures
+  assert [(f.env_id, f.task_id, f.given_up) for f in failures] == [
+    (0, 0, False),
+    (0, 0, True),
+  ]
+  assert 'of which 1 are allowed' in failures[-1].cause
+  instead = failures[-1].instead
+  assert instead in (1, 2)
+  if 0 not in ready.restarted:
+    ready = play_until(pool, lambda r: 0 in r.restarted)
+  assert observation(ready, 0)[0] == instead  # It says who it is.
+  assert tasks.tolist() == [instead, 1, 2]
+  ended = play_until(pool, lambda r: any(e.env_id == 0 for e in r.episodes))
+  (episode,) = [e for e in ended.episodes if e.env_id == 0]
+  assert episode.task_id == instead
+  assert pool.stats()['given_up'] == 0
+
+
+def test_an_environment_without_another_level_is_given_up(make):
+  """The others of the same level go on, and do not wait for it."""
+  made, settings = with_others(FAILING, max_restarts=0)
+  pool = engines.process_pool.ProcessPool(
+    [made[0], *[engines.spec('count', env_id=i) for i in (1, 2)]],
+    [0, 0, 0], engines.COUNTING, close_timeout=1.0, **settings,
+  )  # fmt: skip
+  try:
+    pool.reset(0)
+    (failure,) = play_until(pool, lambda r: r.failures).failures
+    assert (failure.env_id, failure.given_up, failure.instead) == (0, True, -1)
+    steps = np.zeros(3, int)
+    while steps[1:].min() < 20:
+      steps[play_until(pool, lambda r: True).env_ids] += 1
+    assert steps[0] == 0
+    stats = pool.stats()
+    assert (stats['given_up'], stats['states'][0], stats['pids'][0]) == (
+      1,
+      'given up',
+      0,
+    )
+  finally:
+    pool.close()
+
+
+@pytest.mark.parametrize(
+  ('maker', 'kind'),
+  [(FAILING, base.EngineError), (('refused', 'nowhere', {}), base.EngineMistake)],
+)
+def test_without_any_environment_left_the_pool_ends(make, maker, kind):
+  made, settings = with_others(maker, maker, max_restarts=0)
+  pool = make(made, **settings)
+  pool.reset(0)
+  with pytest.raises(base.EngineError, match='no environment is left; the last was'):
+    play_until(pool, lambda r: False)
+  with pytest.raises(kind):
+    pool.recv(1.0)
+
+
 def test_others_go_on_while_an_engine_is_replaced(make, tmp_path):
   """The new engine's start takes longer than this test."""
   once = str(tmp_path / 'once')
