@@ -14,7 +14,7 @@ import pytest
 from impala_jax import config as config_lib
 from impala_jax import configs
 from impala_jax.commands import manage
-from impala_jax.launching import backends, run_directory
+from impala_jax.launching import backends, identity, run_directory
 from impala_jax.learning import checkpointing
 from tests import transports
 from tests.integration import slurm_cluster
@@ -214,9 +214,13 @@ def test_a_run_survives_what_clusters_do(cluster, tmp_path):
 
 
 def _submit_stand_ins(tmp_path: pathlib.Path, learners: int = 1, **scripts) -> Run:
-  run_dir = tmp_path / 'run'
-  slurm = backends.get('slurm', SETTINGS)
-  program = programs.make(str(run_dir), 2, learners, **slurm.options.resources)
+  # All that sbatch and shells look at.
+  run_dir = tmp_path / 'it\'s a $RUN, 50 %j "#1" & 实验'
+  run_dir.mkdir()
+  slurm = backends.get('slurm', [*SETTINGS, 'slurm.extra=--comment=\'say "50 %"\''])
+  program = programs.make(
+    str(run_dir), 2, learners, name=identity.ensure(run_dir), **slurm.options.resources
+  )
   slurm.submit(programs.with_stand_ins(program, scripts=scripts))
   return Run(run_dir)
 
@@ -265,6 +269,10 @@ def test_a_gang_of_learners_restarts_and_stops_as_a_unit(cluster, tmp_path):
 def test_a_crash_loop_ends_the_run_with_its_cause(cluster, tmp_path):
   run = _submit_stand_ins(tmp_path, learner=programs.CRASH)
   run.wait(lambda: (run.run_dir / 'ended.json').exists(), 'given up')
+  launch = json.loads((run.run_dir / 'launch.json').read_text())
+  name, job = launch['program']['name'], launch['handles']['learner']
+  assert (run.run_dir / 'logs' / f'slurm-{name}-learner-{job}.out').exists()
+  assert 'Comment=say "50 %"' in cluster.command('scontrol', 'show', 'job', job)
   (run.run_dir / 'evaluator-0.finish').touch()
   run.wait(lambda: not cluster.running(), 'all have left')
   assert [t['index'] for t in run.tasks('learner', 'failed')] == [0]

@@ -2,12 +2,15 @@
 
 import io
 import pathlib
+import sys
 
+import pytest
 import rich.console
 
 from impala_jax import config as config_lib
 from impala_jax.commands import manage
 from impala_jax.launching import live_view
+from impala_jax.runtime import printing
 
 _STATUS = {
   'wall_seconds': 100.0, 'frames': 1_000, 'total_frames': 10_000,
@@ -79,3 +82,21 @@ def test_plain_lines(capsys):
   printed = capsys.readouterr().out
   assert printed.startswith('custom: a, b; run directory run\n')
   assert 'mean capped 12.3  mean uncapped 15.0' in printed
+
+
+@pytest.mark.parametrize('kind', ['live', 'plain'])
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])
+def test_what_a_terminal_cannot_show_is_replaced(kind, encoding, monkeypatch):
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), encoding))
+  monkeypatch.setenv('COLUMNS', '200')
+  printing.replace_unprintable()
+  run_dir = pathlib.Path('实验', '\udcff')
+  with live_view.make(kind, _config(('a',)), run_dir) as show:
+    show({}, 'running')
+    for value in (1.0, 3.0, 2.0):
+      show(_STATUS | {'episode_return': value}, 'running ▁▂▃')
+  live_view.print_ending(run_dir, 0)
+  sys.stdout.flush()
+  printed = sys.stdout.buffer.getvalue()
+  assert b'bottleneck' in printed
+  assert ('实验/?' if encoding == 'utf-8' else '??/?').encode() in printed

@@ -1,5 +1,6 @@
 """Two learner processes update as one process with as many devices does."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -10,45 +11,44 @@ import pytest
 from impala_jax import components
 from impala_jax import config as config_lib
 from impala_jax.learning import learner as learner_lib
-from tests import strange_machine, synthetic
+from tests import network_namespaces, strange_machine, synthetic
 
 UPDATES = 3
 
 
-def run_gang(
-  run_dir, devices: int, machine: strange_machine.Machine, count: int = 2
-) -> list[subprocess.Popen[str]]:
-  process = [sys.executable, '-m', 'tests.gang_process', str(run_dir)]
-  return [
-    subprocess.Popen(
-      [*machine.enter, *process, str(devices), str(UPDATES)],
-      env={
-        **machine.environment,
-        'IMPALA_COUNT': str(count),
-        'IMPALA_INDEX': str(index),
-      },
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for index in range(count)
-  ]
+def start(run_dir, devices: int, index: int, machine, host=None):
+  """One of two learners; on a host of a network, or all on this machine."""
+  here = {'IMPALA_COUNT': '2', 'IMPALA_INDEX': str(index)}
+  if host is not None:
+    here['IMPALA_HOST'] = host.address
+  return (host.popen if host is not None else subprocess.Popen)(
+      [*machine.enter, sys.executable, '-m', 'tests.gang_process', str(run_dir),
+       str(devices), str(UPDATES)],
+      env={**machine.environment, **here}, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
 
 
-@pytest.mark.parametrize(('devices', 'strange'), [(1, True), (2, False)])
+@pytest.mark.parametrize(
+  ('devices', 'strange', 'hosts'), [(1, True, 1), (2, False, 1), (1, True, 2)]
+)
 def test_two_processes_give_the_update_of_one_with_all_devices(
-  tmp_path, devices, strange
+  tmp_path, devices, strange, hosts
 ):
   machine = strange_machine.Machine(strange)
-  processes = run_gang(tmp_path, devices, machine)
-  try:
+  with contextlib.ExitStack() as stack:
+    places = [None, None]
+    if hosts == 2:
+      network_namespaces.require()
+      network = stack.enter_context(network_namespaces.Network(['first', 'second']))
+      places = list(network.hosts.values())
+    processes = [start(tmp_path, devices, i, machine, places[i]) for i in (0, 1)]
+    for process in processes:
+      stack.callback(process.wait)
+      stack.callback(process.kill)
     for process in processes:
       output, _ = process.communicate(timeout=240)
       assert process.returncode == 0, output
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
   learner = synthetic.make_learner(synthetic.config(), 2 * devices)
   state = learner.init(0)
   first = jax.tree.leaves(learner_lib.to_host(learner.snapshot(state)))
