@@ -53,6 +53,7 @@ def take_over(run: RunDirectory, config: config_lib.Config) -> Own:
   found.raise_if_none_is_sound()
   for path, why in found.others:
     checkpoint_files.put_aside(path, why)
+  checkpoint_files.remove_unfinished(run.checkpoints)
   lineage = _lineage(run)
   if not lineage:
     before = found.newest.metadata if found.newest else {}
