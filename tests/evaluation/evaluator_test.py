@@ -111,6 +111,18 @@ def test_frames_of_an_evaluation_are_those_of_the_run(tmp_path, scored):
   assert [line['version'] for line in lines] == [7]
 
 
+def test_a_session_that_was_replaced_writes_nothing(tmp_path, scored):
+  parts = _build(scored, ('3',), episodes=1)
+
+  def check():
+    raise RuntimeError('another one runs')
+
+  session = evaluator.Session(parts, tmp_path, check)
+  with pytest.raises(RuntimeError, match='another one'):
+    session.evaluate(8, _params(parts), lambda: False)
+  assert not (tmp_path / 'evaluations.jsonl').exists()
+
+
 def test_a_session_goes_on_without_a_level_that_fails(tmp_path, scored):
   # The first level gives the spec.
   parts = _build(scored, ('3', 'bad'), episodes=1)
