@@ -31,7 +31,7 @@ def survey(run: RunDirectory, config: config_lib.Config) -> checkpoint_files.Sur
 
   def foreign(metadata: Mapping[str, Any]) -> list[str]:
     # Those of earlier versions bear none.
-    if lineage and metadata.get('lineage', lineage) != lineage:
+    if lineage and (metadata.get('lineage') or lineage) != lineage:
       return ['it bears another lineage']
     return config_lib.what_differs(metadata.get('config'), config)
 
