@@ -241,9 +241,9 @@ Made by `python -m impala_jax.reporting.record`; a test holds that it is current
 TensorBoard the same against frames. A number that is not finite is null; what is not
 known yet is missing. Where a run goes on from a checkpoint, what came after that is cut
 off, into `metrics.cut.jsonl`: frames and seconds only grow. With several learners a
-record is of all of them together. Counts begin anew with the learner, but for those that
-say otherwise. The times of learner and actors are fractions of their wall time since the
-record before, and add up to 1.
+record is of all of them together. Counts begin anew with the learner, but for those
+that say otherwise. The times of learner and actors are fractions of their wall time
+since the record before, and add up to 1.
 
 {record}
 
