@@ -200,6 +200,8 @@ def describe(section: type[Section], prefix: str = '') -> Iterator[SettingInfo]:
     else:
       said: _Setting = field.metadata['setting']
       allowed = ' and '.join(c.allowed for c in said.constraints)
+      if said.kept is not None:
+        allowed = f'{allowed}; {said.kept.allowed}' if allowed else said.kept.allowed
       value = getattr(default, field.name)
       yield SettingInfo(name, _kind_name(kind), value, allowed, said.meaning)
 

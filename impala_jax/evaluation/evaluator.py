@@ -74,9 +74,17 @@ class Session:
     parts: of the run.
     run_dir: gets `evaluations.jsonl`, `evaluation_<level>.mp4` and
       `learning_curve.png`.
+    check: called before an evaluation is noted; raises where this process must not
+      write any more.
   """
 
-  def __init__(self, parts: components.Components, run_dir: pathlib.Path):
+  def __init__(
+    self,
+    parts: components.Components,
+    run_dir: pathlib.Path,
+    check: Callable[[], None] = lambda: None,
+  ):
+    self._check = check
     self._parts = parts
     self._config = parts.config
     self._run_dir = run_dir
@@ -113,6 +121,7 @@ class Session:
       failed=failed,
     )
     run = RunDirectory(self._run_dir)
+    self._check()
     # The learner may have gone back to a checkpoint since the last one.
     sinks.cut_evaluations(run, event.version)
     with files.naming(run.evaluations), open(run.evaluations, 'a') as f:

@@ -36,13 +36,16 @@ def create(config: config_lib.Config, path: str) -> pathlib.Path:
     stamp = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
     run_dir = pathlib.Path('runs') / f'{config.name}-{levels}-{stamp}'
   try:
-    if RunDirectory(run_dir).config.exists():
-      raise RunDirectoryError(
-        f'--run_dir={path}: holds a run already; add --resume to go on with it'
-      )
     run_dir.mkdir(parents=True, exist_ok=True)
+    # Of two that want the same directory at once, one makes it.
+    with open(RunDirectory(run_dir).config, 'x'):
+      pass
     _write(run_dir, config, launches=0)
   except OSError as e:
+    if isinstance(e, FileExistsError) and RunDirectory(run_dir).config.exists():
+      raise RunDirectoryError(
+        f'--run_dir={run_dir}: holds a run already; add --resume to go on with it'
+      ) from None
     raise RunDirectoryError(f'cannot write {files.explain(e)}') from e
   return run_dir
 

@@ -31,7 +31,7 @@ def survey(run: RunDirectory, config: config_lib.Config) -> checkpoint_files.Sur
 
   def foreign(metadata: Mapping[str, Any]) -> list[str]:
     # Those of earlier versions bear none.
-    if lineage and metadata.get('lineage', lineage) != lineage:
+    if lineage and (metadata.get('lineage') or lineage) != lineage:
       return ['it bears another lineage']
     return config_lib.what_differs(metadata.get('config'), config)
 
@@ -53,6 +53,7 @@ def take_over(run: RunDirectory, config: config_lib.Config) -> Own:
   found.raise_if_none_is_sound()
   for path, why in found.others:
     checkpoint_files.put_aside(path, why)
+  checkpoint_files.remove_unfinished(run.checkpoints)
   lineage = _lineage(run)
   if not lineage:
     before = found.newest.metadata if found.newest else {}

@@ -261,10 +261,11 @@ Made by `python -m impala_jax.reporting.record`; a test holds that it is current
 
 `metrics.jsonl` has a line, a JSON object, every `learner.metrics_interval` seconds, or
 with each update where these take longer, and TensorBoard the same against frames. A
-number that is not finite is null; what is not known yet is missing. With several
-learners a record is of all of them together. Counts begin anew with the learner, but
-for those that say otherwise. The times of learner and actors are fractions of their
-wall time since the record before, and add up to 1.
+number that is not finite is null; what is not known yet is missing. Where a run goes on
+from a checkpoint, what came after that is cut off, into `metrics.cut.jsonl`: frames and
+seconds only grow. With several learners a record is of all of them together. Counts
+begin anew with the learner, but for those that say otherwise. The times of learner and
+actors are fractions of their wall time since the record before, and add up to 1.
 
 {record}
 

@@ -22,6 +22,7 @@ class RecordWriter:
     run_dir: the run directory.
     checkpoint: metadata of the one that the run goes on from; empty for none.
     tensorboard: whether to write event files (needs tensorboardX).
+    check: called before each record; raises where this process must not write any more.
 
   Attributes:
     last: the last line that was kept; empty where there is none.
@@ -32,6 +33,7 @@ class RecordWriter:
     run_dir: pathlib.Path,
     checkpoint: Mapping[str, Any] = types.MappingProxyType({}),
     tensorboard: bool = True,
+    check: Callable[[], None] = lambda: None,
   ):
     updates = checkpoint.get('updates', 0)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,7 @@ class RecordWriter:
     )
     cut_evaluations(run, updates)
     self._status = run.status
+    self._check = check
     self._lines = open(run.metrics, 'a', buffering=1)  # noqa: SIM115
     self._board: Any = None
     if tensorboard:
@@ -57,6 +60,7 @@ class RecordWriter:
       status: of now.
       line: its record is a new one. Otherwise only the status file is written.
     """
+    self._check()
     # JSON has no NaN; null keeps the line readable everywhere.
     plain = {
       key: value if math.isfinite(value) else None

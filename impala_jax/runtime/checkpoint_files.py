@@ -165,6 +165,12 @@ def put_aside(path: pathlib.Path, why: str) -> None:
   logging.warning('put aside as %s: %s', aside.name, why)
 
 
+def remove_unfinished(directory: pathlib.Path) -> None:
+  """Deletes what those left aside who were killed while they saved."""
+  for path in directory.glob('.checkpoint_*.msgpack.*'):
+    path.unlink(missing_ok=True)
+
+
 def frames_ahead(metadata: Mapping[str, Any], frames_per_update: int) -> int:
   """Frames that a run has beyond its updates times today's frames of one.
 

@@ -1,5 +1,6 @@
 """What `--resume` does before anything starts: it judges first, and writes after."""
 
+import concurrent.futures
 import dataclasses
 import json
 import pathlib
@@ -206,6 +207,24 @@ def test_a_run_without_a_sound_checkpoint_begins_anew_where_that_is_said(run, sl
   assert checkpointing.paths(pathlib.Path('old/checkpoints')) == []
   assert len(list(pathlib.Path('old/checkpoints').glob('*.damaged'))) == 2
   assert slurm()
+
+
+def test_of_two_that_want_the_same_new_directory_one_makes_it(tmp_path):
+  path = str(tmp_path / 'new')
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    asked = [
+      pool.submit(run_directory.create, configs.get('catch'), path) for _ in range(24)
+    ]
+  failed = [a.exception() for a in asked if a.exception()]
+  assert len(failed) == 23
+  assert {str(e) for e in failed} == {
+    f'--run_dir={path}: holds a run already; add --resume to go on with it'
+  }
+  (tmp_path / 'file').touch()
+  with pytest.raises(
+    run_directory.RunDirectoryError, match=r'cannot write .*file: File'
+  ):
+    run_directory.create(configs.get('catch'), str(tmp_path / 'file'))
 
 
 def test_a_run_that_never_saved_says_where_it_begins(run):

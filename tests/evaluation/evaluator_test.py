@@ -14,6 +14,7 @@ from impala_jax import config as config_lib
 from impala_jax.environments import base, registry
 from impala_jax.evaluation import evaluator
 from impala_jax.learning import checkpointing
+from impala_jax.runtime import files
 from tests import counting
 
 
@@ -95,6 +96,31 @@ def test_a_session_plays_all_levels(tmp_path, scored):
   assert event.frames == 7 * parts.config.frames_per_update
   (line,) = (tmp_path / 'evaluations.jsonl').read_text().splitlines()
   assert json.loads(line) == {'kind': 'evaluation', **vars(event)}
+
+
+def test_frames_of_an_evaluation_are_those_of_the_run(tmp_path, scored):
+  """Also where updates were of other sizes, and where the learner went back."""
+  parts = _build(scored, ('3',), episodes=1)
+  per_update = parts.config.frames_per_update
+  _save(tmp_path / 'checkpoints', 6, _params(parts))  # 600 frames.
+  session = evaluator.Session(parts, tmp_path)
+  evaluate = lambda version: session.evaluate(version, _params(parts), lambda: False)
+  found = [evaluate(version).frames for version in (8, 9, 7)]
+  assert found == [600 + per_update * n for n in (2, 3, 1)]
+  lines = files.read_json_lines(tmp_path / 'evaluations.jsonl')
+  assert [line['version'] for line in lines] == [7]
+
+
+def test_a_session_that_was_replaced_writes_nothing(tmp_path, scored):
+  parts = _build(scored, ('3',), episodes=1)
+
+  def check():
+    raise RuntimeError('another one runs')
+
+  session = evaluator.Session(parts, tmp_path, check)
+  with pytest.raises(RuntimeError, match='another one'):
+    session.evaluate(8, _params(parts), lambda: False)
+  assert not (tmp_path / 'evaluations.jsonl').exists()
 
 
 def test_a_session_goes_on_without_a_level_that_fails(tmp_path, scored):

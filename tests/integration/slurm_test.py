@@ -15,7 +15,9 @@ from impala_jax import config as config_lib
 from impala_jax import configs
 from impala_jax.commands import manage
 from impala_jax.launching import backends, identity, run_directory
+from impala_jax.launching.backends import ownership
 from impala_jax.learning import checkpointing
+from impala_jax.runtime.run_directory import RunDirectory
 from tests import transports
 from tests.integration import slurm_cluster
 from tests.launching import programs
@@ -107,9 +109,10 @@ def _submit(tmp_path: pathlib.Path) -> Run:
      'learner.checkpoint_interval=1', f'transport.kind={transports.BETWEEN_PROCESSES}'],
   )  # fmt: skip
   run_dir = run_directory.create(config, str(tmp_path / 'run'))
-  launches = run_directory.begin(run_dir, config)
+  launch = ownership.claim(RunDirectory(run_dir), 'slurm', None)
+  run_directory.begin(run_dir, config, launch)
   slurm = backends.get('slurm', SETTINGS)
-  program = slurm.program(config, run_dir, launches)
+  program = slurm.program(config, run_dir, launch)
   slurm.submit(program)
   return Run(run_dir)
 

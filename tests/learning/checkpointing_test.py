@@ -211,6 +211,12 @@ def test_a_run_does_not_begin_anew_by_itself(folder):
   assert _names(folder) == ['00004.msgpack', '00005.msgpack']
 
 
+def test_what_a_killed_learner_left_aside_goes(folder):
+  (folder / '.checkpoint_0000000009.msgpack.1234').write_bytes(b'half')
+  assert _take_over(folder) == []
+  assert _names(folder) == []
+
+
 def test_what_was_put_aside_before_stays(folder):
   for content in (b'one', b'two'):
     path = folder / 'checkpoint_0000000002.msgpack'

@@ -1,6 +1,8 @@
 """What a learner's records say, from what it gathers."""
 
+import json
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from impala_jax.distributed.control import board, protocol
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import base
 from impala_jax.learning import checkpointing, recorder
+from impala_jax.reporting import sinks
 
 
 class Run:
   """A recorder with what it looks at."""
 
-  def __init__(self, *levels, resume=None):
+  def __init__(self, *levels, resume=None, writer=None):
     self.made = []
     self.control = board.Board(levels)
     self.stats = transport.ReaderStats(
@@ -24,7 +27,7 @@ class Run:
     config = config_lib.Config(environment=config_lib.Environment(levels=levels))
     config = config_lib.override(config, ['atari.action_repeat=2'])
     self.recorder = recorder.Recorder(
-      config, self.control, lambda: self.stats, None, self.made.append, resume
+      config, self.control, lambda: self.stats, writer, self.made.append, resume
     )
 
   def record(self, updates=0):
@@ -192,7 +195,42 @@ def test_a_level_that_never_worked_ends_the_run():
   with pytest.raises(base.EngineMistake, match="'b' has never worked: no such map"):
     run.record()
   # An earlier start of the run may have seen it work.
-  resume = checkpointing.Checkpoint(None, {'updates': 5}, pathlib.Path('x'))
+  resume = checkpointing.Checkpoint(
+    None, {'updates': 5, 'frames': 640}, pathlib.Path('x')
+  )
   run = Run('a', 'b', resume=resume)
   run.tell('actor', 0, {}, gone, events=(failure,))
   assert run.record(6).environments_given_up == 1
+
+
+def test_a_learner_without_actors_says_so_and_quotes_none(monkeypatch):
+  run = Run('only')
+  clock = time.monotonic()
+  monkeypatch.setattr(time, 'monotonic', lambda: clock)
+  run.tell('actor', 0, {'seconds/environment': 9.0})
+  run.tell('actor', 1, {'seconds/inference': 1.0}, left=True)
+  clock += recorder._SILENT - 1
+  assert run.record().actor_time['environment'] == 0.9
+  clock += 1
+  run.tell('evaluator', 0, {})  # It is none that gives unrolls.
+  assert run.record().actor_time == {}
+  assert run.made[-1].bottleneck == (
+    'the actors: none of 2 has been heard for 60 s; their logs say why'
+  )
+  run.tell('actor', 1, {'seconds/inference': 3.0})
+  assert run.record().actor_time['inference'] > 0
+  assert 'none of' not in run.made[-1].bottleneck
+
+
+def test_what_was_recorded_after_the_checkpoint_stands(tmp_path):
+  """A record of the end, when the last episodes have been reported."""
+  metadata = {'updates': 5, 'frames': 77, 'episodes': 30, 'wall_seconds': 1000.0}
+  line = {'updates': 5, 'frames': 77, 'episodes': 34, 'wall_seconds': 1002.5}
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+  resume = checkpointing.Checkpoint(None, metadata, pathlib.Path('x'))
+  writer = sinks.RecordWriter(tmp_path, metadata, tensorboard=False)
+  run = Run('only', resume=resume, writer=writer)
+  made = run.record(5)
+  writer.close()
+  assert (made.frames, made.episodes) == (77, 34)
+  assert made.wall_seconds >= 1002.5

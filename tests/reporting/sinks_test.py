@@ -117,3 +117,15 @@ def test_tensorboard_drops_what_came_after_the_checkpoint(tmp_path):
   assert [(s.step, s.value) for s in found.Scalars('updates')] == [
     (0, 0), (40, 2), (80, 4), (90, 5),
   ]  # fmt: skip
+
+
+def test_one_that_must_not_write_writes_nothing(tmp_path):
+  def check():
+    raise RuntimeError('another one runs')
+
+  writer = sinks.RecordWriter(tmp_path, tensorboard=False, check=check)
+  with pytest.raises(RuntimeError, match='another one'):
+    writer.write(_status(1, 20))
+  writer.close()
+  assert (tmp_path / 'metrics.jsonl').read_text() == ''
+  assert not (tmp_path / 'status.json').exists()

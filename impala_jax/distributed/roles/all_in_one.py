@@ -81,13 +81,17 @@ def run(
   def evaluator() -> None:
     assert run_dir is not None
     # Until the learner has written its last checkpoint, only the control ends it.
-    evaluator_role.drive(parts, run_dir, control, 0, lambda: bool(failures))
+    evaluator_role.drive(
+      parts, run_dir, control, 0, lambda: bool(failures), check=check
+    )
 
   with contextlib.ExitStack() as stack:
     stack.callback(queue.close)
     writer = saver = None
     if run is not None and own is not None:
-      writer = sinks.RecordWriter(run.path, resume.metadata if resume else {})
+      writer = sinks.RecordWriter(
+        run.path, resume.metadata if resume else {}, check=check
+      )
       stack.callback(writer.close)
       saver = checkpointing.Saver(
         run.checkpoints, config.learner.keep_checkpoints, *own, check

@@ -11,7 +11,8 @@ from impala_jax.distributed.control import reporter as reporter_lib
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.evaluation import evaluator
-from impala_jax.runtime import role_environment
+from impala_jax.runtime import lease, role_environment
+from impala_jax.runtime.run_directory import RunDirectory
 
 _MISSED_END = 10.0  # Seconds without the learner; then the run is taken to have ended.
 
@@ -35,6 +36,9 @@ def run(
     drive(
       parts, here.run_dir, link, here.incarnation, should_stop,
       here.patience or _MISSED_END,
+      lambda: lease.check(
+        RunDirectory(here.run_dir), 'evaluator', 0, here.incarnation
+      ),
     )  # fmt: skip
 
 
@@ -45,11 +49,12 @@ def drive(
   incarnation: int,
   should_stop: Callable[[], bool],
   patience: float = _MISSED_END,
+  check: Callable[[], None] = lambda: None,
 ) -> None:
   """Evaluates until the run ends, then writes the last evaluation and a video.
 
   The run has ended, too, when its learner has been away for `patience` seconds: it
-  has written its checkpoint.
+  has written its checkpoint. `check` raises where this process must not write any more.
   """
   config = parts.config
   reporter = reporter_lib.Reporter(control, 'evaluator', 0, incarnation, interval=1.0)
@@ -63,7 +68,7 @@ def drive(
       ended = reporter.unheard > patience
     return ended or should_stop()
 
-  session = evaluator.Session(parts, run_dir)
+  session = evaluator.Session(parts, run_dir, check)
   version = -1
   next_time = time.monotonic() + config.evaluator.interval
   while not run_ended():

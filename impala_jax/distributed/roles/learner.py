@@ -84,13 +84,13 @@ def _learn(
     writer = saver = relay = None
     if own is not None:
       control = board.Board(levels, processes)
-      writer = sinks.RecordWriter(run.path, resume.metadata if resume else {})
+      check = lambda: lease.check(run, 'learner', 0, here.incarnation)
+      writer = sinks.RecordWriter(
+        run.path, resume.metadata if resume else {}, check=check
+      )
       stack.callback(writer.close)
       saver = checkpointing.Saver(
-        run.checkpoints,
-        config.learner.keep_checkpoints,
-        *own,
-        lambda: lease.check(run, 'learner', 0, here.incarnation),
+        run.checkpoints, config.learner.keep_checkpoints, *own, check
       )
       stack.callback(saver.close)
     else:
