@@ -18,6 +18,17 @@ from impala_jax.learning import learner as learner_lib
 from impala_jax.reporting import bottleneck, inference_figures, sinks, stopwatch
 from impala_jax.reporting import episodes as episodes_lib
 from impala_jax.reporting import record as record_lib
+from impala_jax.runtime import refusals as refusals_lib
+
+_LONG = 60.0  # Seconds without an unroll that was taken; or between lines of the log.
+_MOST_SENDERS = 5  # Of what was refused, by each door.
+# Why an unroll that came is not taken, by its count.
+_REFUSED = {
+  'unrolls_refused': 'that no actor can have meant',
+  'unrolls_corrupted': 'of another layout, or damaged',
+  'unrolls_stale': 'older than learner.max_policy_lag allows',
+  'unrolls_duplicated': 'that had come before',
+}
 
 
 class Recorder:
@@ -30,6 +41,7 @@ class Recorder:
     writer: of records; None for none.
     on_record: called with each record.
     resume: the checkpoint from which the run goes on.
+    refusals: of this learner's queue, where they are to be told.
 
   Attributes:
     watch: of the learner's stages, charged by its loop.
@@ -44,8 +56,10 @@ class Recorder:
     writer: sinks.RecordWriter | None = None,
     on_record: Callable[[record_lib.Status], None] = lambda status: None,
     resume: checkpointing.Checkpoint | None = None,
+    refusals: refusals_lib.Refusals | None = None,
   ):
     self._config = config
+    self._doors = [control.refusals, *([refusals] if refusals else [])]
     self._control = control
     self._stats = stats
     self._writer = writer
@@ -58,6 +72,7 @@ class Recorder:
     self._several_levels = len(config.environment.levels) > 1
     self._episodes = episodes_lib.EpisodeLog(config.environment.levels)
     self._environment_failures = 0
+    self._next_failure_line = 0.0
     self._evaluation: protocol.Evaluation | None = None
     self._lag: list[npt.NDArray[np.int64]] = []
     self._skipped = 0
@@ -67,6 +82,8 @@ class Recorder:
     self._start = self._end = time.monotonic()
     self._mark = (self._start, int(before.get('updates', 0)))
     self._next = self._start + config.learner.metrics_interval
+    self._taken: dict[str, int] = {}  # Counts when the last unroll was taken,
+    self._taken_at = self._start  # and when that was.
 
   @property
   def wall_seconds(self) -> float:
@@ -111,6 +128,7 @@ class Recorder:
     """
     now = time.monotonic() if now is None else now
     made = self._make(updates, now)
+    words = words or self._nothing_taken(made, now)
     words = words or bottleneck.describe(
       made.learner_time,
       made.actor_time,
@@ -125,6 +143,11 @@ class Recorder:
       peers=[
         record_lib.Heard(p.role, p.index, max(0.0, now - heard))
         for p, heard in self._control.peers()
+      ],
+      refused=[
+        record_lib.Refused(door.what, sender, count)
+        for door in self._doors
+        for sender, count in list(door.by_sender().items())[:_MOST_SENDERS]
       ],
     )
     if self._writer is not None:
@@ -162,6 +185,7 @@ class Recorder:
       queue_fill=counts['queued'] / max(counts['capacity'], 1),
       unrolls_received=counts['received'],
       unrolls_corrupted=counts['corrupted'],
+      unrolls_refused=counts['refused'],
       unrolls_lost=counts['lost'],
       unrolls_duplicated=counts['duplicated'],
       unrolls_stale=counts['stale'],
@@ -184,6 +208,20 @@ class Recorder:
       actor_time=self._take_actor_time(),
       inference=self._inference.update(self._control, seconds),
     )
+
+  def _nothing_taken(self, made: record_lib.Record, now: float) -> str:
+    """That unrolls come, but none is taken; empty where that is not so."""
+    counts = {
+      field: int(getattr(made, field)) for field in ('unrolls_received', *_REFUSED)
+    }
+    if not self._taken or counts['unrolls_received'] != self._taken['unrolls_received']:
+      self._taken, self._taken_at = counts, now
+      return ''
+    refused = {words: counts[f] - self._taken[f] for f, words in _REFUSED.items()}
+    seconds = now - self._taken_at
+    if seconds < _LONG or not any(refused.values()):
+      return ''
+    return bottleneck.nothing_taken(seconds, refused, self._doors[-1].in_words())
 
   def _read_metrics(self) -> dict[str, float]:
     metrics = {k: float(v) for k, v in learner_lib.to_host(self.metrics).items()}
@@ -210,9 +248,13 @@ class Recorder:
           self._episodes.add(event.task_id, event.episode_return, event.length)
         case protocol.EnvironmentFailure():
           self._environment_failures += 1
-          logging.warning(
-            'actor %d: an environment failed: %s', event.actor, event.cause
-          )
+          # What actors say is no reason to fill a disk.
+          if (now := time.monotonic()) >= self._next_failure_line:
+            self._next_failure_line = now + _LONG
+            logging.warning(
+              'actor %d: an environment failed: %s (%d so far, of all actors)',
+              event.actor, event.cause, self._environment_failures,
+            )  # fmt: skip
         case protocol.Evaluation():
           self._evaluation = event
 

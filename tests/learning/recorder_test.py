@@ -1,6 +1,7 @@
 """What a learner's records say, from what it gathers."""
 
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from impala_jax import config as config_lib
 from impala_jax.distributed.control import board, protocol
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.learning import checkpointing, recorder
+from impala_jax.runtime import refusals
 
 
 class Run:
@@ -136,3 +138,41 @@ def test_a_run_that_goes_on_counts_on():
   seconds = made.wall_seconds - 1000.0
   assert made.frames_per_second == pytest.approx(per_update / seconds)
   assert made.agent_steps_per_second == made.frames_per_second / 2
+
+
+def test_what_is_refused_is_counted_named_and_after_a_minute_the_bottleneck(
+  monkeypatch,
+):
+  run = Run('only')
+  run.recorder._doors.append(refusals.Refusals('unrolls'))
+  run.control.refusals.add('a stranger', 'nonsense')
+  run.record()
+  start = time.monotonic()
+  for seconds in (10, 50, 70):
+    run.stats.refused += 5
+    run.recorder._doors[-1].add('actor 3', 'NaN')
+    run.recorder.record(0, now=start + seconds)
+    words = run.made[-1].bottleneck
+    assert ('no unroll was taken' in words) == (seconds > 60)
+  assert 'actor 3: 3' in words
+  made = run.made[-1]
+  assert made.record.unrolls_refused == 15
+  assert [(r.what, r.sender, r.count) for r in made.refused] == [
+    ('reports or parts of such', 'a stranger', 1),
+    ('unrolls', 'actor 3', 3),
+  ]
+  assert made.besides()['refused'][1]['sender'] == 'actor 3'
+  run.stats.received += 1
+  run.recorder.record(0, now=start + 80)
+  assert 'no unroll was taken' not in run.made[-1].bottleneck
+  # Where nothing comes at all it is not this.
+  run.recorder.record(0, now=start + 800)
+  assert 'no unroll was taken' not in run.made[-1].bottleneck
+
+
+def test_failures_of_environments_do_not_fill_the_log(caplog):
+  run = Run('only')
+  failure = protocol.EnvironmentFailure(3, 1, 0, 'it hung')
+  run.tell('actor', 3, {}, events=(failure,) * 50)
+  assert run.record().environment_failures == 50
+  assert len(caplog.records) == 1

@@ -38,3 +38,12 @@ def test_neither():
 
 def test_no_actor_yet():
   assert 'no actor' in bottleneck.describe({'wait': 1.0}, {}, 0.0)
+
+
+def test_refused_unrolls_are_said_to_be_refused_and_whose_they_are():
+  words = bottleneck.nothing_taken(
+    75.2, {'that no actor can have meant': 12, 'too old': 0}, 'actor 3: 12'
+  )
+  assert 'no unroll was taken for 75 s, in which came 12 that no actor can' in words
+  assert 'actor 3: 12' in words
+  assert 'too old' not in words

@@ -36,4 +36,5 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
     'total_frames': 9,
     'environment_steps': 3,
     'peers': [{'role': 'actor', 'index': 2, 'silent_seconds': 0.5}],
+    'refused': [],
   }
