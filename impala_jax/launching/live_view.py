@@ -206,6 +206,8 @@ def _troubles(status: dict[str, Any]) -> str:
   words = []
   for name, text in (
     ('unrolls_corrupted', 'corrupted'),
+    ('unrolls_refused', 'impossible'),
+    ('reports_refused', 'reports refused'),
     ('unrolls_lost', 'lost'),
     ('unrolls_duplicated', 'repeated'),
     ('environment_failures', 'engines replaced'),

@@ -27,9 +27,20 @@ from impala_jax.reporting import (
 from impala_jax.reporting import episodes as episodes_lib
 from impala_jax.reporting import record as record_lib
 from impala_jax.runtime import checkpoint_files
+from impala_jax.runtime import refusals as refusals_lib
 from impala_jax.runtime.run_directory import process_name
 
-_SILENT = 60.0  # Seconds without a word from any actor; then none is taken to be left.
+# Seconds without a word of any actor, or without an unroll that was taken, after which
+# that is said; or between two lines of the log.
+_LONG = 60.0
+_MOST_SENDERS = 5  # Of what was refused, by each door.
+# Why an unroll that came is not taken, by its count.
+_REFUSED = {
+  'unrolls_refused': 'that no actor can have meant',
+  'unrolls_corrupted': 'of another layout, or damaged',
+  'unrolls_stale': 'older than learner.max_policy_lag allows',
+  'unrolls_duplicated': 'that had come before',
+}
 
 
 class Recorder:
@@ -42,6 +53,7 @@ class Recorder:
     writer: of records; None for none.
     on_record: called with each record.
     resume: the checkpoint from which the run goes on.
+    refusals: of this learner's queue, where they are to be told.
 
   Attributes:
     watch: of the learner's stages, charged by its loop.
@@ -56,8 +68,10 @@ class Recorder:
     writer: sinks.RecordWriter | None = None,
     on_record: Callable[[record_lib.Status], None] = lambda status: None,
     resume: checkpointing.Checkpoint | None = None,
+    refusals: refusals_lib.Refusals | None = None,
   ):
     self._config = config
+    self._doors = [control.refusals, *([refusals] if refusals else [])]
     self._control = control
     self._stats = stats
     self._writer = writer
@@ -74,6 +88,7 @@ class Recorder:
     self._several_levels = len(config.environment.levels) > 1
     self._episodes = episodes_lib.EpisodeLog(config.environment.levels)
     self._environment_failures = 0
+    self._next_failure_line = 0.0
     self._evaluation: protocol.Evaluation | None = None
     self._lag: list[npt.NDArray[np.int64]] = []
     self._skipped = 0
@@ -89,6 +104,8 @@ class Recorder:
     # Levels that have given unrolls; None where an earlier start has seen that.
     self._worked: set[int] | None = None if resume else set()
     self._causes: dict[int, str] = {}  # Of the last failure of a level's engine.
+    self._taken: dict[str, int] = {}  # Counts when the last unroll was taken,
+    self._taken_at = self._start  # and when that was.
 
   @property
   def wall_seconds(self) -> float:
@@ -157,7 +174,8 @@ class Recorder:
       now: time.monotonic() that it is of.
     """
     now = time.monotonic() if now is None else now
-    self._tell(self._make(updates, now), now, words)
+    made = self._make(updates, now)
+    self._tell(made, now, words or self._nothing_taken(made, now))
 
   def _renew(self, now: float) -> None:
     """The status of a run that has made no update since its last record."""
@@ -211,6 +229,11 @@ class Recorder:
       given_up=given_up.count(self._config, peers).describe(self._config),
       peers=[
         record_lib.Heard(p.role, p.index, max(0.0, now - heard)) for p, heard in peers
+      ],
+      refused=[
+        record_lib.Refused(door.what, sender, count)
+        for door in self._doors
+        for sender, count in list(door.by_sender().items())[:_MOST_SENDERS]
       ],
     )
     if self._writer is not None:
@@ -266,6 +289,7 @@ class Recorder:
       queue_fill=counts['queued'] / max(counts['capacity'], 1),
       unrolls_received=counts['received'],
       unrolls_corrupted=counts['corrupted'],
+      unrolls_refused=counts['refused'],
       unrolls_lost=counts['lost'],
       unrolls_duplicated=counts['duplicated'],
       unrolls_stale=counts['stale'],
@@ -295,12 +319,26 @@ class Recorder:
     """That no actor is left, in words; empty while one is heard."""
     heard = [p.heard for p in self._control.peers() if p.report.role == 'actor']
     silent = now - max(heard, default=now)
-    if silent < _SILENT:
+    if silent < _LONG:
       return ''
     return (
       f'the actors: none of {len(heard)} has been heard for {silent:.0f} s; their logs '
       'say why'
     )
+
+  def _nothing_taken(self, made: record_lib.Record, now: float) -> str:
+    """That unrolls come, but none is taken; empty where that is not so."""
+    counts = {
+      field: int(getattr(made, field)) for field in ('unrolls_received', *_REFUSED)
+    }
+    if not self._taken or counts['unrolls_received'] != self._taken['unrolls_received']:
+      self._taken, self._taken_at = counts, now
+      return ''
+    refused = {words: counts[f] - self._taken[f] for f, words in _REFUSED.items()}
+    seconds = now - self._taken_at
+    if seconds < _LONG or not any(refused.values()):
+      return ''
+    return bottleneck.nothing_taken(seconds, refused, self._doors[-1].in_words())
 
   def _read_metrics(self) -> dict[str, float]:
     metrics = {k: float(v) for k, v in learner_lib.to_host(self.metrics).items()}
@@ -330,9 +368,13 @@ class Recorder:
         case protocol.EnvironmentFailure():
           self._environment_failures += 1
           self._causes[event.task_id] = event.cause
-          logging.warning(
-            'actor %d: an environment failed: %s', event.actor, event.cause
-          )
+          # What actors say is no reason to fill a disk.
+          if (now := time.monotonic()) >= self._next_failure_line:
+            self._next_failure_line = now + _LONG
+            logging.warning(
+              'actor %d: an environment failed: %s (%d so far, of all actors)',
+              event.actor, event.cause, self._environment_failures,
+            )  # fmt: skip
         case protocol.Evaluation():
           self._evaluation = event
 

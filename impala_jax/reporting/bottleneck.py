@@ -63,3 +63,19 @@ def describe(
     f'balanced: the learner waits {waiting:.0%}, the actors are held back '
     f'{held:.0%}, the queue is {queue_fill:.0%} full'
   )
+
+
+def nothing_taken(seconds: float, refused: Mapping[str, int], senders: str) -> str:
+  """One sentence where unrolls come, but none that is taken.
+
+  Args:
+    seconds: since the last one that was.
+    refused: how many came since, by why they were not.
+    senders: most of them, in words.
+  """
+  why = ', '.join(f'{count} {words}' for words, count in refused.items() if count)
+  of = f' (refused so far: {senders})' if senders else ''
+  return (
+    f'what comes is refused: no unroll was taken for {seconds:.0f} s, in which came '
+    f'{why}{of}'
+  )

@@ -115,6 +115,14 @@ class Record:
   unrolls_corrupted: Annotated[
     int, Figure('unrolls', 'refused by checksum or layout; most are lost, too')
   ]
+  unrolls_refused: Annotated[
+    int,
+    Figure(
+      'unrolls',
+      'of numbers that no actor can have meant: NaN, actions that there are not, '
+      'versions of the future, sequence numbers that jump',
+    ),
+  ]
   unrolls_lost: Annotated[
     int, Figure('unrolls', 'that never came, by their sequence numbers')
   ]
@@ -205,6 +213,15 @@ class Heard:
   silent_seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Refused:
+  """How many `what` of one sender were refused."""
+
+  what: str
+  sender: str
+  count: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Status:
   """`status.json`: the newest record and what holds now."""
@@ -225,6 +242,14 @@ class Status:
     list[Heard],
     Figure('', 'processes: `role`, `index`, `silent_seconds` since their last report'),
   ]
+  refused: Annotated[
+    list[Refused],
+    Figure(
+      '',
+      'whose unrolls or reports were refused most, by learner 0: `what`, `sender`, '
+      '`count`',
+    ),
+  ] = dataclasses.field(default_factory=list)
 
   def besides(self) -> dict[str, Any]:
     """All but the record, as JSON can hold it."""

@@ -13,6 +13,7 @@ from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import base
 from impala_jax.learning import checkpointing, recorder
 from impala_jax.reporting import sinks
+from impala_jax.runtime import refusals
 
 
 class Run:
@@ -209,7 +210,7 @@ def test_a_learner_without_actors_says_so_and_quotes_none(monkeypatch):
   monkeypatch.setattr(time, 'monotonic', lambda: clock)
   run.tell('actor', 0, {'seconds/environment': 9.0})
   run.tell('actor', 1, {'seconds/inference': 1.0}, left=True)
-  clock += recorder._SILENT - 1
+  clock += recorder._LONG - 1
   assert run.record().actor_time['environment'] == 0.9
   clock += 1
   run.tell('evaluator', 0, {})  # It is none that gives unrolls.
@@ -234,3 +235,41 @@ def test_what_was_recorded_after_the_checkpoint_stands(tmp_path):
   writer.close()
   assert (made.frames, made.episodes) == (77, 34)
   assert made.wall_seconds >= 1002.5
+
+
+def test_what_is_refused_is_counted_named_and_after_a_minute_the_bottleneck(
+  monkeypatch,
+):
+  run = Run('only')
+  run.recorder._doors.append(refusals.Refusals('unrolls'))
+  run.control.refusals.add('a stranger', 'nonsense')
+  run.record()
+  start = time.monotonic()
+  for seconds in (10, 50, 70):
+    run.stats.refused += 5
+    run.recorder._doors[-1].add('actor 3', 'NaN')
+    run.recorder.record(0, now=start + seconds)
+    words = run.made[-1].bottleneck
+    assert ('no unroll was taken' in words) == (seconds > 60)
+  assert 'actor 3: 3' in words
+  made = run.made[-1]
+  assert made.record.unrolls_refused == 15
+  assert [(r.what, r.sender, r.count) for r in made.refused] == [
+    ('reports or parts of such', 'a stranger', 1),
+    ('unrolls', 'actor 3', 3),
+  ]
+  assert made.besides()['refused'][1]['sender'] == 'actor 3'
+  run.stats.received += 1
+  run.recorder.record(0, now=start + 80)
+  assert 'no unroll was taken' not in run.made[-1].bottleneck
+  # Where nothing comes at all it is not this.
+  run.recorder.record(0, now=start + 800)
+  assert 'no unroll was taken' not in run.made[-1].bottleneck
+
+
+def test_failures_of_environments_do_not_fill_the_log(caplog):
+  run = Run('only')
+  failure = protocol.EnvironmentFailure(3, 1, 0, 'it hung')
+  run.tell('actor', 3, {}, events=(failure,) * 50)
+  assert run.record().environment_failures == 50
+  assert len(caplog.records) == 1

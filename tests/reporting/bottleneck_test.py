@@ -58,3 +58,12 @@ def test_the_silent_are_named():
     'no actor is left that reports: not heard of: actor-0 for 70 s, actor-1 for 61 s'
   )
   assert describe(*range(20, 30), 1.0).endswith('actor-7 for 27 s and 7 more')
+
+
+def test_refused_unrolls_are_said_to_be_refused_and_whose_they_are():
+  words = bottleneck.nothing_taken(
+    75.2, {'that no actor can have meant': 12, 'too old': 0}, 'actor 3: 12'
+  )
+  assert 'no unroll was taken for 75 s, in which came 12 that no actor can' in words
+  assert 'actor 3: 12' in words
+  assert 'too old' not in words

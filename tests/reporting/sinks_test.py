@@ -42,6 +42,7 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
     'environment_steps': 3,
     'given_up': [],
     'peers': [{'role': 'actor', 'index': 2, 'silent_seconds': 0.5}],
+    'refused': [],
   }
 
 

@@ -98,7 +98,7 @@ def run(
       )
       stack.callback(saver.close)
     recorder = recorder_lib.Recorder(
-      config, control, queue.stats, writer, on_record, resume
+      config, control, queue.stats, writer, on_record, resume, queue.refusals
     )
     loop = learner_loop.LearnerLoop(
       config, learner, queue, control, recorder, saver, resume, stopping

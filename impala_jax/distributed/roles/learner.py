@@ -116,7 +116,7 @@ def _learn(
       unroll_counts.write(run.path, gang.index, control, reader)
 
     recorder = recorder_lib.Recorder(
-      config, control, reader.stats, writer, on_record, resume
+      config, control, reader.stats, writer, on_record, resume, reader.refusals
     )
     loop = learner_loop.LearnerLoop(
       config, learner, reader, control, recorder, saver, resume, should_stop, gang

@@ -34,7 +34,7 @@ def row(
   version: int = 7,
 ) -> np.ndarray:
   """A sealed row with content of its own."""
-  rng = np.random.default_rng([sequence, actor, incarnation])
+  rng = np.random.default_rng([abs(sequence), actor, incarnation])
   data = form.allocate(1)[0]
   data[:] = 0
   views = form.views(data)
@@ -347,6 +347,114 @@ class TransportContract:
     assert sender.result() is None
     assert sequences(link, rows) == list(range(4 * BATCH + 1, 6 * BATCH, 2))
     assert link.reader.stats().stale == 3 * BATCH
+
+  @pytest.mark.parametrize(
+    'forged',
+    [
+      [2**62],
+      [2**40, 2**41, 2**42],
+      [-1, -(2**62)],
+      [200],  # So far an actor may have got.
+      [256, 512],
+      [2**30, 2**30 + 1, 2**30 + 2, 2**30 + 3],
+      [n << 20 for n in range(1, 40)],
+    ],
+  )
+  @pytest.mark.parametrize('before', [0, 2])
+  def test_no_forged_number_silences_an_actor(self, make, forged, before):
+    link = make(16 * BATCH)
+    form, count = link.reader.layout, 12 * BATCH
+    numbers = [*range(before), *forged, *range(before, count + BATCH)]
+    writer = link.writer()
+    sender = Call(lambda: [writer.write(row(form, n), LONG) for n in numbers])
+    honest: list[int] = []
+    while count - 1 not in honest:
+      honest += [n for n in sequences(link, read_rows(link, BATCH)) if n not in forged]
+    assert sender.result() is None
+    # At most two after a number that the writer may have had: then it is believed.
+    missing = set(range(count)).difference(honest)
+    assert missing <= {before, before + 1}
+    assert honest == sorted(honest)
+    stats = link.reader.stats()
+    assert stats.duplicated == 0
+    assert 0 <= stats.lost < 1024
+    assert stats.refused >= len(missing)
+    for w in link.reader.writers():
+      assert w.next - w.first == w.received + w.lost + w.stale + w.refused
+    assert link.reader.refusals.total == stats.refused
+    assert set(link.reader.refusals.by_sender()) <= {'actor 0'}
+
+  def test_a_writer_that_is_really_elsewhere_is_followed(self, link):
+    form = link.reader.layout
+    numbers = [*range(6), *range(5000, 5012)]
+    writer = link.writer()
+    sender = Call(lambda: [writer.write(row(form, n), LONG) for n in numbers])
+    rows = read_rows(link, 4 * BATCH)
+    assert sender.result() is None
+    assert sequences(link, rows) == [*range(6), *range(5002, 5012)]
+    stats = link.reader.stats()
+    assert (stats.refused, stats.lost, stats.duplicated) == (2, 0, 0)
+
+  def test_versions_that_nobody_can_have_are_refused(self, link):
+    form = link.reader.layout
+    writer = link.writer()
+    link.reader.refuse_newer(7)
+    versions = [7, 8, 2**62, 6, -1, -(2**62), 7, 0]
+    sender = Call(
+      lambda: [
+        writer.write(row(form, i, version=v), LONG) for i, v in enumerate(versions)
+      ]
+    )
+    rows = read_rows(link, BATCH)
+    assert sender.result() is None
+    assert sequences(link, rows) == [0, 3, 6, 7]
+    stats = link.reader.stats()
+    # They came: nothing is lost.
+    assert (stats.refused, stats.lost, stats.received) == (4, 0, BATCH)
+    assert link.reader.refusals.by_sender() == {'actor 0': 4}
+    (seen,) = link.reader.writers()
+    assert (seen.refused, seen.next - seen.first) == (4, 8)
+
+  def test_what_no_actor_can_have_meant_is_refused_alone(self, link):
+    form = link.reader.layout
+    nan, inf = float('nan'), float('inf')
+    spoilt = [
+      ('timestep.reward', nan),
+      ('timestep.reward', -inf),
+      ('timestep.reward', 1e30),
+      ('timestep.discount', inf),
+      ('timestep.discount', 1.5),
+      ('timestep.discount', -0.1),
+      ('timestep.step_type', 3),
+      ('behaviour_log_prob', nan),
+      ('behaviour_log_prob', -inf),
+      ('action', 3),
+      ('action', -1),
+      ('last_action', 2**31 - 1),
+      ('task_id', -1),
+    ]
+    bad = {}
+    for i, (name, value) in enumerate(spoilt):
+      bad[2 * i] = row(form, 2 * i, actor=i % 3)
+      field = next(f for f in form.fields if f.name == name)
+      part = bad[2 * i][field.offset : field.offset + field.nbytes].view(field.dtype)
+      part[-1] = value
+      form.seal(bad[2 * i], actor_id=i % 3, incarnation=0, sequence=2 * i, version=7)
+    total = 2 * len(spoilt) + 3
+    writer = link.writer()
+    sender = Call(
+      lambda: [writer.write(bad.get(i, row(form, i, 9)), LONG) for i in range(total)]
+    )
+    rows = read_rows(link, (total - len(bad)) // BATCH * BATCH)
+    assert sender.result() is None
+    assert sequences(link, rows, 9) == [i for i in range(total) if i not in bad]
+    stats = link.reader.stats()
+    assert (stats.refused, stats.corrupted) == (len(bad), 0)
+    assert link.reader.refusals.by_sender() == {
+      'actor 0': 5,
+      'actor 1': 4,
+      'actor 2': 4,
+    }
 
   def test_impossible_sizes_are_refused(self, make):
     with pytest.raises(ValueError, match=r'capacity is 3: must be at least.*\(4\)'):
