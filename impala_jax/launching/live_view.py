@@ -17,7 +17,7 @@ import rich.table
 import rich.text
 
 from impala_jax import config as config_lib
-from impala_jax.reporting import inference_figures
+from impala_jax.reporting import engine_figures, inference_figures
 from impala_jax.runtime.run_directory import RunDirectory
 
 _PLAIN_INTERVAL = 10.0  # Seconds between plain lines.
@@ -87,12 +87,12 @@ def panel(
   grid.add_column(ratio=1)
   done = status['frames'] / status['total_frames']
   rate = status['frames_per_second']
-  left = max(0.0, status['total_frames'] - status['frames']) / rate if rate else None
+  left = status.get('seconds_left')
   bar = rich.table.Table.grid(padding=(0, 1))
   bar.add_row(
     rich.progress_bar.ProgressBar(total=1.0, completed=done, width=28),
     f'{status["frames"]:,} of {status["total_frames"]:,}  ({done:.0%})'
-    + (f'  about {_duration(left)} to go' if left else ''),
+    + (f'  about {_duration(left)} to go' if left is not None else ''),
   )
   grid.add_row('frames', bar)
   grid.add_row(
@@ -130,6 +130,10 @@ def panel(
   grid.add_row('actor time', _shares(status, 'actor_time/'))
   if inference := inference_figures.describe(status):
     grid.add_row('inference', inference)
+  if engines := engine_figures.describe(status):
+    grid.add_row('engines', engines)
+  for line in status.get('given_up', ()):
+    grid.add_row('level', rich.text.Text(line, style='bold red'))
   grid.add_row('bottleneck', f'[yellow]{status["bottleneck"]}[/yellow]')
   _add_levels(grid, status)  # Last: many of them may not fit on the screen.
   return rich.panel.Panel(grid, title=title, subtitle=f'{phase} · {run_dir}')

@@ -89,7 +89,10 @@ def _score_curves(
       if name == scoring.PARTIAL_LEVELS:
         continue
       points = [(x, s[name]) for x, s in found if s.get(name) is not None]
-      style: dict[str, Any] = {'color': color, 'label': f'{where}: {name.replace("_", " ")}'}
+      style: dict[str, Any] = {
+        'color': color,
+        'label': f'{where}: {name.replace("_", " ")}',
+      }
       if name.startswith('partial') or 'uncapped' in name:
         style |= {'lw': 0.8, 'alpha': 0.6}
       if points:

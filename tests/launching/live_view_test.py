@@ -8,6 +8,7 @@ import rich.console
 from impala_jax import config as config_lib
 from impala_jax.commands import manage
 from impala_jax.launching import live_view
+from impala_jax.reporting import engine_figures
 
 _STATUS = {
   'wall_seconds': 100.0, 'frames': 1_000, 'total_frames': 10_000,
@@ -79,3 +80,37 @@ def test_plain_lines(capsys):
   printed = capsys.readouterr().out
   assert printed.startswith('custom: a, b; run directory run\n')
   assert 'mean capped 12.3  mean uncapped 15.0' in printed
+
+
+def test_engines_and_their_level_cache_show_where_there_are_any():
+  figures = {
+    'resets': 90.0, 'reset_seconds': 21.34, 'cache_hit_rate': 0.93,
+    'cache_misses': 12.0, 'cache_evictions': 0.0, 'cache_unwritable': 0.0,
+  }  # fmt: skip
+
+  def shown(**more):
+    found = {f'engines/{k}': v for k, v in {**figures, **more}.items()}
+    status = {**_STATUS, **found, 'age': 1.0}
+    text = ' '.join(' '.join(_shown(status)).split()).replace(' │ │ ', ' ')
+    assert engine_figures.describe(status) in manage._describe_training(status)
+    return text
+
+  assert '21.3 s to begin an episode, level cache had 93% of the maps, 12' in shown()
+  assert 'it is full' not in shown()
+  assert 'full: 7 maps removed' in shown(cache_evictions=7.0)
+  assert 'CANNOT BE WRITTEN by 3 engines' in shown(cache_unwritable=3.0)
+  assert not any('engines' in x for x in _shown(_STATUS))
+
+
+def test_levels_that_were_given_up_show():
+  words = 'a: given up by 2 environment(s), none plays it'
+  status = {**_STATUS, 'given_up': [words], 'age': 1.0}
+  assert words in ' '.join(_shown(status))
+  assert words in manage._describe_training(status)
+
+
+def test_a_look_ahead_needs_more_than_one_update():
+  text = lambda **more: ' '.join(_shown({**_STATUS, **more}))
+  assert 'to go' not in text()
+  assert 'to go' not in text(seconds_left=None)
+  assert 'about 18 s to go' in text(seconds_left=18.0)

@@ -80,9 +80,12 @@ def drive(
       'unrolls': actor.unrolls_sent,
       'unrolls_dropped': actor.unrolls_dropped,
       **{f'seconds/{k}': v for k, v in actor.seconds.items()},
+      **{f'engines/{k}': v for k, v in count_engines().items()},
     }
 
   def report(left: bool = False) -> bool:
+    if not left and not reporter.due:
+      return True
     gauges = {'version': actor.version, **given_up}
     return reporter.maybe_report(totals(), gauges, left)
 
@@ -112,6 +115,8 @@ def drive(
     return told_to_stop or should_stop()
 
   environment = parts.make_environments(index)
+  # Of environments with engines of their own.
+  count_engines: Callable[[], dict[str, float]] = getattr(environment, 'counts', dict)
   engines = registry.engine_settings(config)
   actor = actor_lib.Actor(
       policy, environment, parts.layout, writer,
