@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
 
 from impala_jax import config as config_lib
@@ -13,6 +14,7 @@ from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
 from impala_jax.launching import backends, live_view, run_directory
 from impala_jax.launching.backends import backend, foreground
+from impala_jax.runtime.run_directory import RunDirectory
 
 USAGE = '[flags]'
 
@@ -117,7 +119,9 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
     if args.dry_run:
       print(engine.describe(program))
       return 0
-    if not args.resume:
+    if args.resume:
+      _tell_whether_finished(run_dir, config)
+    else:
       run_dir = run_directory.create(config, args.run_dir)
     launches = run_directory.begin(run_dir, config)
     if (keys := run_keys.folder_of(config, run_dir)) is not None:
@@ -134,12 +138,25 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
     backend.BackendError,
   ) as e:
     raise arguments.Mistake(str(e)) from e
+  start = time.time()
   with live_view.make(args.view, config, run_dir) as show:
     code, failures = engine.run(program, show)
   for line in failures:
     print(f'impala_jax: {line}', file=sys.stderr)
-  live_view.print_ending(run_dir, code)
+  live_view.print_ending(run_dir, code, start)
   return code
+
+
+def _tell_whether_finished(run_dir: pathlib.Path, config: config_lib.Config) -> None:
+  run = RunDirectory(run_dir)
+  frames = run.read_status().get('frames', 0)
+  if run.how_ended().get('reason') == 'finished' and (
+    frames >= config.learner.total_frames
+  ):
+    print(
+      f'{run_dir}: the run has all its {frames:,} frames. Only its last evaluation is '
+      f'made again; to train on, give more than --total_frames={frames}'
+    )
 
 
 def _resolve(

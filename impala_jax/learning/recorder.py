@@ -188,6 +188,8 @@ class Recorder:
       ],
       idle=self._pace.idle(now),
     )
+    if made.updates == self._first and not self._lag and 'starting' not in words:
+      words = f'starting: waiting for the first unrolls; {words}'
     left = self._config.learner.total_frames - made.frames
     status = self._status = record_lib.Status(
       record=made,

@@ -21,7 +21,7 @@ from impala_jax.learning import learner as learner_lib
 from impala_jax.learning import loop as learner_loop
 from impala_jax.learning import recorder as recorder_lib
 from impala_jax.reporting import record, sinks
-from impala_jax.runtime import files, role_environment
+from impala_jax.runtime import files, role_environment, stage
 from impala_jax.runtime.run_directory import RunDirectory
 
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
@@ -69,6 +69,7 @@ def _learn(
 
   config, run = parts.config, RunDirectory(here.run_dir)
   first = gang.index == 0
+  stage.enter('making the network')
   learner = parts.make_learner()
   resume = _resume(run.checkpoints, learner, gang)
   keys = run_keys.folder_of(config, run.path)
@@ -118,6 +119,7 @@ def _learn(
     address = gang.spread(addresses['control'])
     if relay is not None:
       relay.relay(endpoints.open_control(address, keys), reader.stats)
+    stage.enter(stage.UNDER_WAY)
     # The first to hear of an error: the others wait for this learner.
     stack.enter_context(gang.together())
     loop.run()
