@@ -18,7 +18,7 @@ from typing import Any
 from impala_jax.commands import arguments
 from impala_jax.launching import backends
 from impala_jax.launching.backends import backend, kubernetes, ownership
-from impala_jax.reporting import inference_figures
+from impala_jax.reporting import engine_figures, inference_figures
 from impala_jax.runtime import files, lease
 from impala_jax.runtime.run_directory import process_name
 
@@ -121,6 +121,10 @@ def _describe_training(training: dict[str, Any]) -> str:
     words += f', return {training["episode_return"]:.2f}'
   if inference := inference_figures.describe(training):
     words += f'; inference: {inference}'
+  if engines := engine_figures.describe(training):
+    words += f'; engines: {engines}'
+  for line in training.get('given_up', ()):
+    words += f'\nlevel {line}'
   if training['age'] > _STALE:
     words += f'; that was {training["age"]:.0f} s ago'
   return words

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
 
 from impala_jax import config as config_lib
@@ -175,11 +176,12 @@ def _run(
     backend.BackendError,
   ) as e:
     raise arguments.Mistake(str(e)) from e
+  start = time.time()
   with live_view.make(args.view, config, run_dir) as show:
     code, failures = engine.run(program, show)
   for line in failures:
     print(f'impala_jax: {line}', file=sys.stderr)
-  live_view.print_ending(run_dir, code)
+  live_view.print_ending(run_dir, code, start)
   return code
 
 

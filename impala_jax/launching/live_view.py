@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,8 @@ import rich.table
 import rich.text
 
 from impala_jax import config as config_lib
-from impala_jax.reporting import inference_figures
+from impala_jax.reporting import engine_figures, inference_figures
+from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 
 _PLAIN_INTERVAL = 10.0  # Seconds between plain lines.
@@ -32,9 +35,10 @@ def make(kind: str, config: config_lib.Config, run_dir: pathlib.Path) -> Iterato
   if kind == 'live':
     console = rich.console.Console()
     history: list[float] = []
+    start = time.monotonic()
     with rich.live.Live(console=console, refresh_per_second=4) as live:
       yield lambda status, phase: live.update(
-        panel(config, run_dir, status, phase, history)
+        panel(config, run_dir, status, phase, history, time.monotonic() - start)
       )
   elif kind == 'plain':
     yield _Plain(config, run_dir)
@@ -47,17 +51,38 @@ class _Plain:
 
   def __init__(self, config: config_lib.Config, run_dir: pathlib.Path):
     print(f'{config.name}: {_levels(config)}; run directory {run_dir}', flush=True)
+    self._start = time.monotonic()
     self._next = 0.0
     self._phase = 'running'
+    self._closed = False
 
   def __call__(self, status: dict[str, Any], phase: str) -> None:
-    if phase != self._phase:
-      self._phase = phase
-      print(phase, flush=True)
-    now = time.monotonic()
-    if not status or now < self._next:
+    if self._closed:
       return
-    self._next = now + _PLAIN_INTERVAL
+    try:
+      self._print(status, phase)
+    except BrokenPipeError:
+      # Days of training are worth more than somebody who reads along.
+      self._closed = True
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      print(
+        'impala_jax: nobody reads what this command prints: the run goes on; Ctrl-C '
+        'ends it',
+        file=sys.stderr,
+      )
+
+  def _print(self, status: dict[str, Any], phase: str) -> None:
+    now = time.monotonic()
+    due = now >= self._next
+    # Numbers in it may grow with each look.
+    changed = re.sub(r'\d+ s\b', '', phase) != re.sub(r'\d+ s\b', '', self._phase)
+    if changed or (due and not status):
+      print(f'{now - self._start:7.0f} s  {phase}', flush=True)
+    self._phase = phase
+    if due:
+      self._next = now + _PLAIN_INTERVAL
+    if not due or not status:
+      return
     print(
       f'{status["wall_seconds"]:7.0f} s  {status["frames"]:>12,} frames  '
       f'{status["frames_per_second"]:7,.0f} frames/s  '
@@ -76,23 +101,27 @@ def panel(
   status: dict[str, Any],
   phase: str,
   history: list[float],
+  seconds: float = 0.0,
 ) -> rich.panel.Panel:
-  """The whole screen. `history` collects returns for the small curve."""
+  """The whole screen, after so many seconds.
+
+  `history` collects returns for the small curve.
+  """
   title = f'[bold]impala_jax[/bold]  {config.name}: {_levels(config)}'
   if not status:
-    waiting = rich.text.Text(f'{phase}: starting learner, actors and evaluator …')
+    waiting = rich.text.Text(f'{seconds:.0f} s: {phase} …')
     return rich.panel.Panel(waiting, title=title, subtitle=str(run_dir))
   grid = rich.table.Table.grid(padding=(0, 2))
   grid.add_column(style='cyan', justify='right', no_wrap=True)
   grid.add_column(ratio=1)
   done = status['frames'] / status['total_frames']
   rate = status['frames_per_second']
-  left = max(0.0, status['total_frames'] - status['frames']) / rate if rate else None
+  left = status.get('seconds_left')
   bar = rich.table.Table.grid(padding=(0, 1))
   bar.add_row(
     rich.progress_bar.ProgressBar(total=1.0, completed=done, width=28),
     f'{status["frames"]:,} of {status["total_frames"]:,}  ({done:.0%})'
-    + (f'  about {_duration(left)} to go' if left else ''),
+    + (f'  about {_duration(left)} to go' if left is not None else ''),
   )
   grid.add_row('frames', bar)
   grid.add_row(
@@ -130,6 +159,10 @@ def panel(
   grid.add_row('actor time', _shares(status, 'actor_time/'))
   if inference := inference_figures.describe(status):
     grid.add_row('inference', inference)
+  if engines := engine_figures.describe(status):
+    grid.add_row('engines', engines)
+  for line in status.get('given_up', ()):
+    grid.add_row('level', rich.text.Text(line, style='bold red'))
   grid.add_row('bottleneck', f'[yellow]{status["bottleneck"]}[/yellow]')
   _add_levels(grid, status)  # Last: many of them may not fit on the screen.
   return rich.panel.Panel(grid, title=title, subtitle=f'{phase} · {run_dir}')
@@ -144,8 +177,14 @@ def print_config(config: config_lib.Config) -> None:
   )
 
 
-def print_ending(run_dir: pathlib.Path, code: int) -> None:
-  """What the run left behind."""
+def print_ending(run_dir: pathlib.Path, code: int, since: float = 0.0) -> None:
+  """How the run ended and what it left behind.
+
+  Args:
+    run_dir: of the run.
+    code: exit code.
+    since: Unix time of its start; evaluations before are not of it.
+  """
   run = RunDirectory(run_dir)
   kinds = {
     run.metrics: f'metrics (also for TensorBoard, in {run.tensorboard.name}/)',
@@ -156,9 +195,30 @@ def print_ending(run_dir: pathlib.Path, code: int) -> None:
   }
   found = [(path.name, text) for path, text in kinds.items() if path.exists()]
   found += [(p.name, 'the evaluated agent playing') for p in run_dir.glob('*.mp4')]
+  status = run.read_status()
+  if 'frames' in status:
+    print(f'{status["frames"]:,} of {status["total_frames"]:,} frames.', end=' ')
+  for line in status.get('given_up', ()):
+    print(f'Level {line}.')
+  evaluations = [e for e in files.read_json_lines(run.evaluations) if e['time'] > since]
+  if evaluations:
+    print(f'Last evaluation{_evaluation_in_words(evaluations[-1])}.')
   print(f'{"Ended" if code == 0 else "Failed"}. In {run_dir}:')
   for name, text in found:
     print(f'  {name:<28} {text}')
+
+
+def _evaluation_in_words(event: dict[str, Any]) -> str:
+  count = sum(map(len, event['returns'].values()))
+  words = f' at {event["frames"]:,} frames: return {event["mean"]:.2f}'
+  words += f', mean of {count} episodes'
+  if (levels := len(event['means'])) > 1:
+    words += f' of {levels} levels'
+  for name, value in event.get('scores', {}).items():
+    words += f', {name.replace("_", " ")} {value:.1f}'
+  if failed := event.get('failed'):
+    words += f'; not played: {", ".join(failed)}'
+  return words
 
 
 def _levels(config: config_lib.Config) -> str:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from impala_jax.distributed.roles import run as roles
 from impala_jax.launching import processes
 from impala_jax.launching import program as program_lib
@@ -123,6 +125,7 @@ class Supervised:
     words: that go with it, such as the cause.
     restarts: how often the process was started again.
     killed: whether it did not end in order when it was told to.
+    broken: whether looking after it has failed; then nothing runs.
   """
 
   def __init__(
@@ -135,7 +138,7 @@ class Supervised:
     self.settings = settings
     self.state, self.words = 'waiting', ''
     self.restarts = 0
-    self.killed = False
+    self.killed = self.broken = False
     self._run = run
     self._on_limit = on_limit
     self._print = say
@@ -169,6 +172,18 @@ class Supervised:
     """Ends the process in order. May be called from any thread."""
     self._stop = why
 
+  @property
+  def halted(self) -> int:
+    """The process's id where a signal has stopped it, as SIGSTOP does; else 0."""
+    child = self._child
+    if child is None or child.returncode is not None:
+      return 0
+    try:
+      status = psutil.Process(child.pid).status()
+    except psutil.Error:
+      return 0
+    return child.pid if status == psutil.STATUS_STOPPED else 0
+
   def kill(self) -> None:
     """Ends the process at once, as a failure. May be called from any thread."""
     child = self._child
@@ -177,11 +192,27 @@ class Supervised:
         os.killpg(child.pid, signal.SIGKILL)
 
   def run(self) -> int:
-    """Returns the exit code: 0 when the run or the reason to run has ended."""
-    with self._heart or contextlib.nullcontext():
-      return self._keep()
+    """Returns the exit code: 0 when the run or the reason to run has ended.
 
-  def _keep(self) -> int:
+    Where looking after the process fails (on a full disk, say) it ends both.
+    """
+    try:
+      with self._heart or contextlib.nullcontext():
+        return self._look_after()
+    except Exception as e:
+      words = files.explain(e) if isinstance(e, OSError) else f'{type(e).__name__}: {e}'
+      self.state, self.words = 'failed', f'could not be looked after: {words}'
+      self.broken = True
+    with contextlib.suppress(Exception):
+      self._end_child()
+    self.kill()
+    with contextlib.suppress(Exception):
+      self._run.end('failed', f'{self.name} {self.words}')
+    with contextlib.suppress(Exception):
+      self._say(self.words)
+    return 1
+
+  def _look_after(self) -> int:
     settings = self.settings
     while True:
       if words := self._superseded():
@@ -286,6 +317,7 @@ class Supervised:
         return self._child.wait()
       if leave_at is None and self._how_ended():
         leave_at = now + settings.linger
+        self._wake()
       if settings.essential:
         for role in ('actor', 'inference'):
           self._end_if_all_failed(role)
@@ -298,6 +330,7 @@ class Supervised:
     child = self._child
     assert child is not None
     child.send_signal(signal.Signals[self.settings.stop_signal])
+    self._wake()
     try:
       child.wait(self.settings.grace)
     except subprocess.TimeoutExpired:
@@ -307,6 +340,12 @@ class Supervised:
     with contextlib.suppress(ProcessLookupError):
       os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+  def _wake(self) -> None:
+    """One that a signal has stopped hears of the end only when it goes on."""
+    assert self._child is not None
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._child.pid, signal.SIGCONT)
 
   def _end_if_all_failed(self, role: str) -> None:
     """Without any actor, or any server for them, the learner would wait for ever."""

@@ -18,6 +18,7 @@ from impala_jax.learning import checkpointing
 from impala_jax.learning import learner as learner_lib
 from impala_jax.reporting import (
   bottleneck,
+  engine_figures,
   given_up,
   inference_figures,
   pace,
@@ -95,6 +96,7 @@ class Recorder:
     self._actor_seconds: dict[str, float] = {}
     self._actor_time: dict[str, float] = {}
     self._inference = inference_figures.InferenceFigures()
+    self._engines = engine_figures.EngineFigures()
     self._start = self._end = time.monotonic()
     self._mark = (self._start, int(before.get('updates', 0)))
     self._next = self._start + config.learner.metrics_interval
@@ -215,6 +217,8 @@ class Recorder:
         idle=self._pace.idle(now),
       )
     )
+    if made.updates == self._first and not self._lag and 'starting' not in words:
+      words = f'starting: waiting for the first unrolls; {words}'
     left = self._config.learner.total_frames - made.frames
     status = self._status = record_lib.Status(
       record=made,
@@ -313,6 +317,7 @@ class Recorder:
       learner_time=self.watch.shares(),
       actor_time={} if self._silence(now) else self._take_actor_time(),
       inference=self._inference.update(self._control, seconds),
+      engines=self._engines.update(self._control),
     )
 
   def _silence(self, now: float) -> str:

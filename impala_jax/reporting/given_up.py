@@ -37,7 +37,9 @@ class GivenUp(NamedTuple):
 def count(config: config_lib.Config, peers: Iterable[protocol.Peer]) -> GivenUp:
   """What the actors among `peers` say."""
   levels, envs = len(config.environment.levels), config.actor.envs_per_actor
-  reports = [p.report for p in peers if p.report.role == 'actor' and not p.report.left]
+  actors = [p.report for p in peers if p.report.role == 'actor']
+  # Those who left play nothing, unless all have: then the run has ended.
+  reports = [r for r in actors if not r.left] or actors
   given_up = collections.Counter[int]()
   left = collections.Counter[int]()
   for report in reports:

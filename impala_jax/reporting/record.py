@@ -80,6 +80,15 @@ INFERENCE = {
   'refused': Figure('requests', 'so far, that made no sense'),
 }
 
+ENGINES = {
+  'resets': Figure('episodes', 'begun by engines so far'),
+  'reset_seconds': Figure('s', 'to begin one, mean since the record before'),
+  'cache_hit_rate': Figure('fraction', 'of the maps asked for that a level cache had'),
+  'cache_misses': Figure('maps', 'that it had not so far: they were compiled'),
+  'cache_evictions': Figure('maps', 'removed again so far, for it was full'),
+  'cache_unwritable': Figure('engines', 'so far that could not keep maps in it'),
+}
+
 Numbers = dict[str, float]
 
 
@@ -191,6 +200,7 @@ class Record:
   learner_time: Annotated[Numbers, _times('learner_time/', LEARNER_STAGES)]
   actor_time: Annotated[Numbers, _times('actor_time/', stages.STAGES)]
   inference: Annotated[Numbers, Family('inference/', INFERENCE)]
+  engines: Annotated[Numbers, Family('engines/', ENGINES)]
 
   def flat(self) -> Numbers:
     """By the keys of `metrics.jsonl`."""

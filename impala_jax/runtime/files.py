@@ -20,13 +20,13 @@ _SHARED_MEMORY = '/dev/shm'
 def write_json(path: pathlib.Path, data: Any) -> None:
   """Writes aside and renames, so that a reader never sees half a file."""
   aside = path.with_name(f'.{path.name}.{os.getpid()}')
-  with naming(path):
-    try:
-      aside.write_text(json.dumps(data, indent=1))
-      os.replace(aside, path)
-    except OSError:
+  try:
+    aside.write_text(json.dumps(data, indent=1))
+    os.replace(aside, path)
+  except OSError as e:
+    with contextlib.suppress(OSError):
       aside.unlink(missing_ok=True)
-      raise
+    raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -142,13 +142,22 @@ def test_levels_that_are_not_complete_do_not_count_for_scores(dmlab_suite):
   half, failed = report['levels'][cut.test], report['levels'][dmlab30.TEST_LEVELS[7]]
   assert (half['complete'], half['episodes'], half['planned_episodes']) == (False, 1, 2)
   assert half['error'] is None
-  assert half['ended_by_time_limit'] is None  # Which DeepMind Lab does not tell.
   assert (failed['mean'], failed['score'], failed['error']) == (
     None,
     None,
     'EngineError: no',
   )
   assert failed['engine_failures'] == ['aborted']
+
+
+def test_time_limits_that_a_suite_does_not_tell(monkeypatch):
+  config = _config('catch', ['catch'])
+  suite = registry.find('catch')._replace(tells_time_limits=False)
+  monkeypatch.setitem(suites._suites, 'catch', suite)
+  report = evaluation_report.make(config, _POLICY, [_result(0, [1.0, -1.0])])
+  assert report['levels']['catch']['ended_by_time_limit'] is None
+  assert not registry.tells_time_limits('dmlab')
+  assert not registry.tells_time_limits('procgen')
 
 
 def test_levels_without_reference():

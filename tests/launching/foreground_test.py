@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -173,3 +174,87 @@ def test_manage_knows_a_run_in_the_foreground(launch):
   assert finish(process)[0] == 0
   assert {t.state for t in engine.status(noted)} == {'done'}
   assert engine.stop(noted) == 'had ended before'
+
+
+def phases(run):
+  path = run.path.parent / 'phases'
+  return path.read_text() if path.exists() else ''
+
+
+@pytest.mark.parametrize('name', ['actor-0', 'learner-0'])
+def test_one_that_is_stopped_is_named_and_ends_in_order(launch, name):
+  run, process = launch()
+  all_up(run)
+  os.kill(starts(run, name)[0][1], signal.SIGSTOP)
+  shown = name.removesuffix('-0') if name.startswith('learner') else name
+  programs.wait(lambda: f'{shown} is stopped by a signal' in phases(run))
+  (run.path / 'evaluator-0.finish').touch()
+  process.send_signal(signal.SIGINT)
+  code, output = finish(process)
+  assert code == 0, output  # Nothing had to be killed.
+  assert (run.path / f'{name}.told').exists()
+
+
+def test_a_third_interrupt_kills_what_does_not_end(launch):
+  deaf = programs.WORK.replace('signal.SIGTERM, end', 'signal.SIGTERM, signal.SIG_IGN')
+  run, process = launch(learner=deaf)
+  all_up(run)
+  process.send_signal(signal.SIGINT)
+  programs.wait(lambda: 'stopping: the learner' in phases(run))
+  for _ in range(2):
+    time.sleep(0.1)  # Signals that come at once are one.
+    process.send_signal(signal.SIGINT)
+  code, output = finish(process)
+  assert run.how_ended()['reason'] == 'stopped'
+  assert not psutil.pid_exists(starts(run, 'learner-0')[0][1])
+  assert code == 0, output
+
+
+def test_a_process_that_nobody_can_look_after_ends_the_run(launch):
+  """As on a full disk: what the supervisor notes cannot be written."""
+  run, process = launch()
+  all_up(run)
+  record = run.supervised('actor', 0)
+  record.unlink()
+  record.mkdir()
+  pids = [starts(run, f'{name}-0')[0][1] for name in ('learner', 'actor', 'evaluator')]
+  os.kill(pids[1], signal.SIGKILL)
+  code, output = finish(process)
+  assert code == 1
+  assert f'actor-0 could not be looked after: {record}' in output
+  assert run.how_ended()['reason'] == 'failed'
+  assert 'Traceback' not in output
+  assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_the_end_needs_no_disk(launch):
+  """Nothing can be written in the run's directory any more."""
+  run, process = launch()
+  all_up(run)
+  for path in (run.ended, run.supervised('actor', 0)):
+    path.unlink(missing_ok=True)
+    path.mkdir()
+  os.kill(starts(run, 'actor-0')[0][1], signal.SIGKILL)
+  code, output = finish(process)
+  assert code == 1
+  assert 'actor-0 could not be looked after' in output
+  assert (run.path / 'learner-0.told').exists()
+
+
+def test_what_is_done_before_the_first_word(launch):
+  begins = lambda words: f"print('STAGE: {words}', flush=True)\n{programs.WORK}"
+  run, process = launch(
+    learner=begins('importing'), actor=begins('starting 8 environments')
+  )
+  all_up(run)
+  programs.wait(
+    lambda: 'learner: importing, actor-0: starting 8 environments' in phases(run)
+  )
+  # Once there is a word, it is no more asked for.
+  files.write_json(run.status, {'time': time.time() + 60, 'bottleneck': 'none'})
+  programs.wait(lambda: phases(run).endswith('"running"]'))
+  files.write_json(run.status, {'time': time.time() - 40, 'bottleneck': 'none'})
+  programs.wait(lambda: 'nothing heard of the learner for 4' in phases(run))
+  for name in ('evaluator-0', 'learner-0'):
+    (run.path / f'{name}.finish').touch()
+  assert finish(process)[0] == 0

@@ -1,7 +1,9 @@
 """What the terminal shows of scores and of many levels."""
 
 import io
+import json
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ import rich.console
 from impala_jax import config as config_lib
 from impala_jax.commands import manage
 from impala_jax.launching import live_view
+from impala_jax.reporting import engine_figures
 from impala_jax.runtime import printing
 
 _STATUS = {
@@ -100,3 +103,97 @@ def test_what_a_terminal_cannot_show_is_replaced(kind, encoding, monkeypatch):
   printed = sys.stdout.buffer.getvalue()
   assert b'bottleneck' in printed
   assert ('实验/?' if encoding == 'utf-8' else '??/?').encode() in printed
+
+
+def test_engines_and_their_level_cache_show_where_there_are_any():
+  figures = {
+    'resets': 90.0, 'reset_seconds': 21.34, 'cache_hit_rate': 0.93,
+    'cache_misses': 12.0, 'cache_evictions': 0.0, 'cache_unwritable': 0.0,
+  }  # fmt: skip
+
+  def shown(**more):
+    found = {f'engines/{k}': v for k, v in {**figures, **more}.items()}
+    status = {**_STATUS, **found, 'age': 1.0}
+    text = ' '.join(' '.join(_shown(status)).split()).replace(' │ │ ', ' ')
+    assert engine_figures.describe(status) in manage._describe_training(status)
+    return text
+
+  assert '21.3 s to begin an episode, level cache had 93% of the maps, 12' in shown()
+  assert 'it is full' not in shown()
+  assert 'full: 7 maps removed' in shown(cache_evictions=7.0)
+  assert 'CANNOT BE WRITTEN by 3 engines' in shown(cache_unwritable=3.0)
+  assert not any('engines' in x for x in _shown(_STATUS))
+
+
+def test_levels_that_were_given_up_show():
+  words = 'a: given up by 2 environment(s), none plays it'
+  status = {**_STATUS, 'given_up': [words], 'age': 1.0}
+  assert words in ' '.join(_shown(status))
+  assert words in manage._describe_training(status)
+
+
+def test_a_look_ahead_needs_more_than_one_update():
+  text = lambda **more: ' '.join(_shown({**_STATUS, **more}))
+  assert 'to go' not in text()
+  assert 'to go' not in text(seconds_left=None)
+  assert 'about 18 s to go' in text(seconds_left=18.0)
+
+
+def test_the_clock_runs_from_the_first_second(capsys):
+  out = io.StringIO()
+  made = live_view.panel(_config(['a']), pathlib.Path('run'), {}, 'importing', [], 42.3)
+  rich.console.Console(file=out, width=110).print(made)
+  assert '42 s: importing' in out.getvalue()
+  with live_view.make('plain', _config(['a']), pathlib.Path('run')) as show:
+    for phase in ('learner: importing', 'learner: importing', 'nothing for 9 s'):
+      show({}, phase)
+    show({}, 'nothing for 10 s')
+  lines = capsys.readouterr().out.splitlines()[1:]
+  assert lines == ['      0 s  learner: importing', '      0 s  nothing for 9 s']
+
+
+def test_the_ending_gives_the_last_evaluation(tmp_path, capsys):
+  event = {
+    'time': 50.0, 'frames': 3000, 'mean': 2.5, 'means': {'a': 1.0, 'b': 4.0},
+    'scores': {'mean_capped': 7.0}, 'returns': {'a': [1.0], 'b': [4.0, 4.0]},
+    'failed': {'c': 'aborted'},
+  }  # fmt: skip
+  (tmp_path / 'evaluations.jsonl').write_text(json.dumps(event))
+  status = {**_STATUS, 'given_up': ['c: given up by 2 environment(s), none plays it']}
+  (tmp_path / 'status.json').write_text(json.dumps(status))
+  live_view.print_ending(tmp_path, 0)
+  text = capsys.readouterr().out
+  assert '1,000 of 10,000 frames.' in text
+  assert 'Level c: given up by 2 environment(s), none plays it.' in text
+  assert (
+    'Last evaluation at 3,000 frames: return 2.50, mean of 3 episodes of 2 levels, '
+    'mean capped 7.0; not played: c.'
+  ) in text
+  live_view.print_ending(tmp_path, 0, since=60.0)  # It was of an earlier start.
+  assert 'Last evaluation' not in capsys.readouterr().out
+
+
+def test_a_view_that_nobody_reads_does_not_end_the_run(tmp_path):
+  script = (
+    'import pathlib, time\n'
+    'from impala_jax import config\n'
+    'from impala_jax.launching import live_view\n'
+    'with live_view.make("plain", config.Config(), pathlib.Path("run")) as show:\n'
+    '  input()\n'
+    '  for i in range(3):\n'
+    '    show({}, "phase" * (i + 1))\n'
+    f'pathlib.Path({str(tmp_path / "done")!r}).touch()\n'
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  assert 'run directory run' in process.stdout.readline()
+  process.stdout.close()
+  process.stdin.write('\n')
+  process.stdin.flush()
+  assert process.wait(60) == 0
+  errors = process.stderr.read()
+  assert 'the run goes on' in errors
+  assert 'Traceback' not in errors
+  assert (tmp_path / 'done').exists()

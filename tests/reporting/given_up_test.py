@@ -36,6 +36,9 @@ def test_levels_are_counted_over_the_actors():
   # One that starts anew plays it again; one that left plays nothing.
   assert given_up.count(CONFIG, [peer(0), both[1], both[2]]).lost == frozenset()
   assert given_up.count(CONFIG, [peer(0, left=True), both[1]]).lost == {0}
+  # At the end of a run all have left.
+  first = peer(0, left=True, given_up_0=1)
+  assert given_up.count(CONFIG, [first, peer(1, left=True)]).given_up == {0: 1}
 
 
 def test_what_makes_no_sense_is_no_level():

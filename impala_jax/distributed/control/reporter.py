@@ -38,6 +38,11 @@ class Reporter:
     """Seconds since the first of the reports in a row that failed; 0 if none did."""
     return 0.0 if self._lost_at is None else time.monotonic() - self._lost_at
 
+  @property
+  def due(self) -> bool:
+    """Whether `maybe_report` would report now."""
+    return time.monotonic() >= self._next
+
   def add(self, event: protocol.Event) -> None:
     self._events.append(event)
 

@@ -14,7 +14,7 @@ from impala_jax.distributed.control import reporter as reporter_lib
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import registry
-from impala_jax.runtime import role_environment
+from impala_jax.runtime import role_environment, stage
 
 _START_TIMEOUT = 180.0  # Seconds for environments to come up.
 
@@ -39,6 +39,7 @@ def run(
   where = locator.Locator(
     here.run_dir, index, parts.config.transport.kind, parts.layout, keys, here.patience
   )
+  stage.enter('waiting for the learner')
   link = learner_link.open_link(where, should_stop, writes=True)
   if link is None:
     return
@@ -74,7 +75,7 @@ def drive(
   reporter = reporter_lib.Reporter(control, 'actor', index, incarnation)
   levels = config.environment.levels
   given_up = collections.Counter[str]()  # Environments, by gauges of tasks.
-  told_to_stop = False
+  told_to_stop = under_way = False
 
   def totals() -> dict[str, float]:
     return {
@@ -82,14 +83,20 @@ def drive(
       'unrolls': actor.unrolls_sent,
       'unrolls_dropped': actor.unrolls_dropped,
       **{f'seconds/{k}': v for k, v in actor.seconds.items()},
+      **{f'engines/{k}': v for k, v in count_engines().items()},
     }
 
   def report(left: bool = False) -> bool:
+    if not left and not reporter.due:
+      return True
     gauges = {'version': actor.version, **given_up}
     return reporter.maybe_report(totals(), gauges, left)
 
   def stop() -> bool:
-    nonlocal told_to_stop
+    nonlocal told_to_stop, under_way
+    if not under_way and actor.agent_steps:
+      under_way = True
+      stage.enter(stage.UNDER_WAY)
     while actor.episodes:
       episode = actor.episodes.popleft()
       reporter.add(
@@ -113,7 +120,11 @@ def drive(
       told_to_stop = told_to_stop or not report()
     return told_to_stop or should_stop()
 
+  count = config.actor.envs_per_actor
+  stage.enter(f'starting {count} environments, then compiling the policy')
   environment = parts.make_environments(index)
+  # Of environments with engines of their own.
+  count_engines: Callable[[], dict[str, float]] = getattr(environment, 'counts', dict)
   engines = registry.engine_settings(config)
   actor = actor_lib.Actor(
       policy, environment, parts.layout, writer,

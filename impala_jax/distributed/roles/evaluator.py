@@ -11,7 +11,7 @@ from impala_jax.distributed.control import reporter as reporter_lib
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.evaluation import evaluator
-from impala_jax.runtime import lease, role_environment
+from impala_jax.runtime import lease, role_environment, stage
 from impala_jax.runtime.run_directory import RunDirectory
 
 _MISSED_END = 10.0  # Seconds without the learner; then the run is taken to have ended.
@@ -25,6 +25,7 @@ def run(
   """The evaluator process: every so often in training, and once at its end."""
   from impala_jax.distributed.control import learner_link, locator
 
+  stage.enter(stage.UNDER_WAY)
   keys = run_keys.folder_of(parts.config, here.run_dir)
   where = locator.Locator(
     here.run_dir, 0, parts.config.transport.kind, parts.layout, keys, here.patience

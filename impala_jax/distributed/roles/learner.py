@@ -19,7 +19,7 @@ from impala_jax.learning import agreement, checkpointing, own_checkpoints
 from impala_jax.learning import loop as learner_loop
 from impala_jax.learning import recorder as recorder_lib
 from impala_jax.reporting import record, sinks
-from impala_jax.runtime import files, lease, role_environment
+from impala_jax.runtime import files, lease, role_environment, stage
 from impala_jax.runtime.run_directory import RunDirectory
 
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
@@ -67,6 +67,7 @@ def _learn(
 
   config, run = parts.config, RunDirectory(here.run_dir)
   first = gang.index == 0
+  stage.enter('making the network')
   # Other learners read it, too, and learner 0 alone judges what is there.
   own = own_checkpoints.take_over(run, config) if first else None
   name = gang.spread(own.sound[-1].path.name if own and own.sound else '')
@@ -131,6 +132,7 @@ def _learn(
     address = gang.spread(addresses['control'])
     if relay is not None:
       relay.relay(endpoints.open_control(address, keys), reader.stats)
+    stage.enter(stage.UNDER_WAY)
     # The first to hear of an error: the others wait for this learner.
     stack.enter_context(gang.together())
     loop.run()

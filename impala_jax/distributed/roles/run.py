@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 
-from impala_jax.runtime import files, lease, role_environment
+from impala_jax.runtime import files, lease, role_environment, stage
 from impala_jax.runtime.run_directory import RunDirectory
 
 STOPPED = 128 + signal.SIGTERM
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
   def should_stop() -> bool:
     return stop.is_set() or here.parent not in (0, os.getppid())
 
+  stage.enter('importing')
   # Late, so that signals are handled while JAX loads.
   from impala_jax.runtime import allocator, compile_cache
 

@@ -235,6 +235,18 @@ class DmLab(dm_env.Environment):
     """The picture of the last time step, uint8 [height, width, 3]."""
     return self._observation.get('frame')
 
+  def counts(self) -> dict[str, int]:
+    """What happened to the level cache; see `engines.process.COUNTS`."""
+    if self.level_cache is None:
+      return {}
+    stats = self.level_cache.stats()
+    return {
+      'cache_hits': stats.hits,
+      'cache_misses': stats.misses,
+      'cache_evictions': stats.evictions,
+      'cache_unwritable': int(not self.level_cache.writable),
+    }
+
   def close(self) -> None:
     """Ends the engine. Idempotent: an engine that is used once closed may crash."""
     lab, self._lab = self._lab, None

@@ -98,6 +98,11 @@ class LevelCache:
     """What this process saw so far."""
     return dataclasses.replace(self._stats)
 
+  @property
+  def writable(self) -> bool:
+    """Whether maps are kept, as far as has been seen."""
+    return self._writable
+
   def fetch(self, key: str, pk3_path: str) -> bool:
     """Puts the map `key` at `pk3_path`; False where that cannot be done."""
     found = self._fetch(key, pathlib.Path(pk3_path))

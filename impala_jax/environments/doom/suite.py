@@ -236,6 +236,9 @@ class DoomPool:
   def stats(self) -> dict[str, Any]:
     return self._pool.stats()
 
+  def counts(self) -> dict[str, float]:
+    return self._pool.counts()
+
   def close(self) -> None:
     self._pool.close()
 

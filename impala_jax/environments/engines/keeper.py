@@ -33,6 +33,8 @@ class _Keeper:
       os.set_inheritable(fd, False)
     self._control = socket.socket(fileno=fds[0])
     self._shared_fds, self._commands = fds[2:6], fds[6:]
+    self._warnings = os.dup(2)  # Engines have a stderr of their own.
+    os.set_inheritable(self._warnings, True)
     self._engines: dict[int, engine_link.Start] = {}  # By process.
     self._shared: dict[int, list[str]] = {}  # Of engines about to be killed.
     for fd in self._shared_fds:
@@ -87,7 +89,7 @@ class _Keeper:
   def _start(self, engine: engine_link.Start) -> None:
     directory = f'{self._directory}/{engine.env_id}.{engine.generation}'
     command = self._commands[engine.env_id]
-    fds = [*self._shared_fds, command]
+    fds = [*self._shared_fds, command, self._warnings]
     module = 'impala_jax.environments.engines.process'
     arguments = json.dumps([os.getpid(), directory, fds, *engine])
     os.set_inheritable(command, True)

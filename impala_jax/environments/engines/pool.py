@@ -94,6 +94,9 @@ class ProcessPool:
     self._failed: collections.Counter[str] = collections.Counter()
     self._restarts = 0
     self._waited = 0.0
+    self._resets = 0
+    self._reset_seconds = 0.0
+    self._past_counts = np.zeros(len(engine_process.COUNTS), np.int64)
     self._end: base.EngineError | None = None
     self._seed: int | None = None
     self._closed = False
@@ -231,6 +234,12 @@ class ProcessPool:
       'pids': [int(p) for p in np.where(running, self._head['pid'], 0)],
     }
 
+  def counts(self) -> dict[str, float]:
+    """What only grows: resets, the seconds that they took, and what engines count."""
+    counts = self._past_counts + self._head['counts'].sum(axis=0)
+    named = zip(engine_process.COUNTS, counts.tolist(), strict=True)
+    return {'resets': self._resets, 'reset_seconds': self._reset_seconds, **dict(named)}
+
   def close(self) -> None:
     """Ends all engines, within seconds. Idempotent."""
     if not self._closed:
@@ -258,6 +267,9 @@ class ProcessPool:
       self._prompt.pop(i, None)
       # Bounded, so that one slow step does not change what is usual.
       self._usual += 0.02 * (min(now - e.sent_at, self._grace()) - self._usual)
+    elif e.state is pooled_engine.State.RESETTING:
+      self._resets += 1
+      self._reset_seconds += now - e.sent_at
     e.state, e.deadline = pooled_engine.State.READY, np.inf
     if not e.waiting:
       self._ready.append(i)
@@ -307,6 +319,8 @@ class ProcessPool:
       e.generation += 1
       e.state, e.deadline = pooled_engine.State.STARTING, now + self._reset_timeout
       self._head['pid'][i] = 0
+      self._past_counts += self._head['counts'][i]
+      self._head['counts'][i] = 0
       self._head['episode_seed'][i] = engine_process.NO_SEED
       starts.append(
         engine_link.Start(i, e.generation, e.seed, spec.name, spec.shared_memory)

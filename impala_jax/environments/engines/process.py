@@ -9,6 +9,7 @@ exception that ends it is left in another: see `engine_link`.
 import contextlib
 import importlib
 import json
+import logging
 import mmap
 import os
 import pathlib
@@ -28,10 +29,13 @@ from impala_jax.environments import specs
 from impala_jax.environments.engines import link as engine_link
 
 NO_SEED = -1  # In the slot of an environment that has no `episode_seed`.
+_MOST_WARNINGS = 100  # Of one engine.
 _OUTPUT_LIMIT = 1 << 20  # Bytes of stdout and stderr that are kept at most.
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
+# What an environment may count, by a method `counts` that returns a dict of some.
+COUNTS = ('cache_hits', 'cache_misses', 'cache_evictions', 'cache_unwritable')
 HEAD = np.dtype(
   [
     ('reward', np.float64),
@@ -40,6 +44,7 @@ HEAD = np.dtype(
     ('action', np.int32),
     ('pid', np.int32),
     ('episode_seed', np.int64),
+    ('counts', np.int64, (len(COUNTS),)),
   ],
   align=True,
 )
@@ -101,7 +106,8 @@ class _Engine:
     prefixes: list[str],
   ):
     self._directory = directory
-    self._memory, self._done, self._credits, self._wake, self._commands = fds
+    self._memory, self._done, self._credits, self._wake, self._commands, warnings = fds
+    _pass_warnings_on(warnings, env_id)
     self._env_id = env_id
     self._generation = generation
     self._announcement = engine_link.ANNOUNCEMENT.pack(env_id, generation)
@@ -137,6 +143,9 @@ class _Engine:
         head['episode_seed'] = NO_SEED  # Not that of the episode before.
         step = environment.reset()
         head['episode_seed'] = self._episode_seed()
+        if hasattr(environment, 'counts'):
+          counts = environment.counts()
+          head['counts'] = [counts.get(name, 0) for name in COUNTS]
         self._trim_output()
         if first:
           self._record_shared_memory()
@@ -206,6 +215,31 @@ class _Engine:
   def _trim_output(self) -> None:
     if os.fstat(2).st_size > _OUTPUT_LIMIT:
       os.ftruncate(2, 0)  # Written to by appending only.
+
+
+def _pass_warnings_on(descriptor: int, env_id: int) -> None:
+  """Has warnings written to the pool's own stderr, too, each of them once.
+
+  What the engine prints goes with its directory; a level cache that cannot be written,
+  for example, is worth more than that.
+  """
+  said: set[str] = set()
+
+  def is_new(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    if text in said or len(said) >= _MOST_WARNINGS:
+      return False
+    said.add(text)
+    return True
+
+  stream = os.fdopen(descriptor, 'w', buffering=1, closefd=False)
+  handler = logging.StreamHandler(stream)
+  handler.setLevel(logging.WARNING)
+  handler.addFilter(is_new)
+  handler.setFormatter(
+    logging.Formatter(f'%(asctime)s engine {env_id} %(levelname)s %(message)s')
+  )
+  logging.basicConfig(handlers=[handler, logging.StreamHandler()])
 
 
 class _Writer:

@@ -5,6 +5,7 @@ by a thread of the launcher, in place of a process of its own. When the launcher
 so do they.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -19,13 +20,15 @@ import psutil
 from impala_jax.launching import program as program_lib
 from impala_jax.launching import supervision
 from impala_jax.launching.backends import backend, local
-from impala_jax.runtime import files
+from impala_jax.runtime import files, stage
 from impala_jax.runtime.run_directory import RunDirectory
 
 Show = Callable[[dict[str, Any], str], None]
 _TICK = 0.5
 _LEAVE = 5.0  # Seconds for actors and servers to leave a run that has ended,
 _GRACE = 10.0  # and from then on from SIGTERM to SIGKILL: somebody waits.
+_SILENT = 15.0  # Seconds without a status that are worth a word.
+_LOOKED_AT = 8  # Processes whose logs are read for what they do.
 _STATES = {'running': 'running', 'restarting': 'pending', 'waiting': 'pending',
            'failed': 'failed'}  # fmt: skip
 _STOP_TIMEOUT = 450.0  # Seconds: a checkpoint, a last evaluation and a film.
@@ -57,7 +60,7 @@ class Foreground(backend.Backend):
     """Runs all roles to the end, or to a signal. Call it from the main thread.
 
     A Ctrl-C ends the run in order, with a checkpoint, a last evaluation and films; a
-    second one, or SIGTERM, skips the evaluation.
+    second one, or SIGTERM, skips the evaluation; a third one kills what still runs.
 
     Args:
       program: of the run.
@@ -87,10 +90,17 @@ class Foreground(backend.Backend):
         thread.start()
       while any(thread.is_alive() for thread in threads):
         if signals.seen:
-          run.end('stopped')
+          _end_run(run, processes)
         ended = run.how_ended()
-        _end(processes, signals, failed=ended.get('reason') == 'failed')
-        show(run.read_status(), _phase(processes, bool(ended)))
+        broken = any(p.broken for p in processes)
+        if broken:  # That it has ended can perhaps not be written.
+          _stop_all(processes)
+        _end(processes, signals, broken or ended.get('reason') == 'failed')
+        status = run.read_status()
+        phase = _phase(processes, broken or bool(ended))
+        if not (ended or broken):
+          phase = ', '.join(filter(None, [phase, _starting(run, processes, status)]))
+        show(status, phase or 'running')
         time.sleep(_TICK)
     return _verdict(run, processes)
 
@@ -159,10 +169,25 @@ class _Signals:
     return self.terminated or self.interrupts > 1
 
 
+def _end_run(run: RunDirectory, processes: list[supervision.Supervised]) -> None:
+  try:
+    run.end('stopped')
+  except OSError:  # A full disk: they cannot read of it.
+    _stop_all(processes)
+
+
+def _stop_all(processes: list[supervision.Supervised]) -> None:
+  for process in processes:
+    process.stop('the run has ended')
+
+
 def _end(
   processes: list[supervision.Supervised], signals: _Signals, failed: bool
 ) -> None:
   """Tells those to stop that should not wait for the end of the run to be noticed."""
+  if signals.interrupts > 2:
+    for process in processes:
+      process.kill()
   main_runs = False
   for process in processes:
     if process.settings.essential:
@@ -185,13 +210,36 @@ def _phase(processes: list[supervision.Supervised], ended: bool) -> str:
       if p.restarts
     ]
     words += [f'{p.name} failed for good' for p in processes if p.state == 'failed']
-    return ', '.join(words) or 'running'
+    words += [
+      f'{p.name} is stopped by a signal (kill -CONT {pid} lets it go on)'
+      for p in processes
+      if (pid := p.halted)
+    ]
+    return ', '.join(words)
   running = [p for p in processes if p.state in ('running', 'restarting')]
   if any(p.settings.essential for p in running):
     return 'stopping: the learner writes a checkpoint'
   if all(p.settings.role == 'evaluator' for p in running):
     return 'last evaluation and video (Ctrl-C to skip them)'
   return 'stopping: actors'
+
+
+def _starting(
+  run: RunDirectory, processes: list[supervision.Supervised], status: dict[str, Any]
+) -> str:
+  """What processes do before they can say it themselves, or that there is no word."""
+  if status:
+    silent = time.time() - status.get('time', 0.0)
+    if silent > _SILENT and any(p.state == 'running' for p in processes):
+      return f'nothing heard of the learner for {silent:.0f} s'
+    if not status.get('bottleneck', '').startswith('starting'):
+      return ''
+  names: dict[str, list[str]] = {}
+  for process in processes[:_LOOKED_AT]:
+    words = stage.of_log(run.log(process.settings.role, process.settings.index))
+    if words and words != stage.UNDER_WAY and process.state == 'running':
+      names.setdefault(words, []).append(process.name)
+  return ', '.join(f'{" and ".join(who)}: {words}' for words, who in names.items())
 
 
 def _verdict(
@@ -210,4 +258,5 @@ def _verdict(
 
 def _note(log: Any, line: str) -> None:
   text = f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line} [{os.getpid()}]\n'
-  log.write(text.encode(errors='replace'))
+  with contextlib.suppress(OSError):  # A full disk ends no run by itself.
+    log.write(text.encode(errors='replace'))

@@ -72,7 +72,7 @@ class Local(backend.Backend):
           state = 'pending' if waits else 'running'
         else:
           state = 'failed' if record.get('state') == 'failed' else 'done'
-        detail = f'process {process["pid"]}'
+        detail = f'process {process["pid"]}{_halted(process)}'
         tasks.append(backend.Task(role, index, state, 'localhost', detail))
     return tasks
 
@@ -161,6 +161,20 @@ def process_of(handle: dict[str, Any]) -> psutil.Process | None:
     return process if same and process.status() != psutil.STATUS_ZOMBIE else None
   except psutil.Error:
     return None
+
+
+def _halted(handle: dict[str, Any]) -> str:
+  """Which process of a supervisor's is stopped by a signal, in words."""
+  supervisor = process_of(handle)
+  if supervisor is None:
+    return ''
+  try:
+    for process in (supervisor, *supervisor.children()):
+      if process.status() == psutil.STATUS_STOPPED:
+        return f', {process.pid} is stopped by a signal (kill -CONT lets it go on)'
+  except psutil.Error:
+    pass
+  return ''
 
 
 def wait_for(handles: list[dict[str, Any]], timeout: float) -> list[psutil.Process]:

@@ -262,6 +262,24 @@ def test_without_any_environment_left_the_pool_ends(make, maker, kind):
     pool.recv(1.0)
 
 
+def test_what_engines_count_and_warn_of_outlives_them(make, capfd):
+  pool = make([engines.spec('caching', lengths=(1000,)), engines.spec('count')])
+  start(pool)
+  counts = pool.counts()
+  assert (counts['cache_hits'], counts['cache_unwritable']) == (2, 1)
+  ended = lambda r: [e for e in r.episodes if e.env_id == 1]
+  play_until(pool, ended)
+  play_until(pool, ended)  # Between the two it began one.
+  assert pool.counts()['resets'] >= 1
+  assert pool.counts()['reset_seconds'] > 0.0
+  os.kill(pool.stats()['pids'][0], signal.SIGKILL)
+  play_until(pool, lambda r: 0 in r.restarted)
+  assert (pool.counts()['cache_hits'], pool.counts()['cache_unwritable']) == (4, 2)
+  # Each engine has warned once, in the log of this process.
+  pool.close()
+  assert capfd.readouterr().err.count('engine 0 WARNING the cache is read-only') == 2
+
+
 def test_others_go_on_while_an_engine_is_replaced(make, tmp_path):
   """The new engine's start takes longer than this test."""
   once = str(tmp_path / 'once')

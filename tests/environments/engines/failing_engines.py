@@ -3,6 +3,7 @@
 `process_pool` imports them by name in its engines' processes.
 """
 
+import logging
 import os
 import pathlib
 import signal
@@ -283,6 +284,22 @@ class _Echo(counting.CountingEnvironment):
 def echo(seed, **kwargs):
   del seed
   return _Echo(**kwargs)
+
+
+class _Caching(counting.CountingEnvironment):
+  """Counts what happened to a cache, and warns of it at every reset."""
+
+  def reset(self):
+    logging.getLogger('cache').warning('the cache is read-only')
+    return super().reset()
+
+  def counts(self):
+    return {'cache_hits': 2 * (self._episode + 1), 'cache_unwritable': 1}
+
+
+def caching(seed, **kwargs):
+  del seed
+  return _Caching(**kwargs)
 
 
 def mixed(seed, **kwargs):
