@@ -110,7 +110,7 @@ def test_mistakes_get_one_clear_line(capsys, argv, words):
     ('plot', '{}'),
     ('compare', '--out=x.png', '{}'),
     ('manage', 'status', '{}'),
-    ('fill_level_cache', '--level_cache={}'),
+    ('fill_level_cache', '--levels=rooms_watermaze', '--level_cache={}'),
   ],
 )
 def test_a_name_too_long_for_any_file(capsys, tmp_path, monkeypatch, argv):

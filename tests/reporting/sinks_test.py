@@ -49,7 +49,8 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
 def _status(updates, frames, **fields):
   return record.Status(
     record=records.make(updates=updates, frames=frames, **fields),
-    bottleneck='none', total_frames=9, environment_steps=3, peers=[],
+    bottleneck='none', total_frames=9, seconds_left=None, environment_steps=3,
+    given_up=[], peers=[],
   )  # fmt: skip
 
 
