@@ -27,6 +27,7 @@ COMMANDS = {
   'compare': 'draws the learning curves of several runs in one picture',
   'manage': 'looks at, scales and stops a submitted run',
   'list': 'lists configs, levels, suites, settings or launchers',
+  'doctor': 'says what this machine has for a run, and what it lacks',
   'fill_level_cache': 'compiles maps of DeepMind Lab ahead of a run',
   'completion': 'prints what completes all this in bash, zsh or fish',
 }
