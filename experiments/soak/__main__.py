@@ -10,7 +10,11 @@ the seed:
   orphan      SIGKILL of a supervisor; the role's process must leave by itself
   freeze      SIGSTOP of a role's process for twenty seconds
   terminate   SIGTERM of a supervisor, as when a machine is taken away
+  forge       rows and reports that no role would send, at the learner's ports
+  damage      a file that is no checkpoint, of a higher number than all that are
+  launch      the run is launched once more, while it goes on
 
+Its shell names a proxy at which nobody listens.
 The local launcher has no engine that starts supervisors again; the soak stands in for
 it. Actor 0 is left alone, so that one process sees all that happens around it for as
 long as the soak lasts: what it leaks with each reconnection adds up.
@@ -32,6 +36,7 @@ import numpy as np
 from experiments.soak import checks as soak_checks
 from experiments.soak import processes as soak_processes
 from experiments.soak import run as soak_run
+from experiments.soak import stranger
 from impala_jax import components
 from impala_jax import config as config_lib
 from impala_jax.learning import checkpointing
@@ -120,6 +125,7 @@ def verdict(
     'updates_redone_from_checkpoints': soak_checks.updates_redone(records),
     'growth_per_hour': _growth(soak, args.most_growth, problems),
     'unrolls': _unrolls(soak, records, end - start, problems),
+    'strangers': _strangers(soak, problems),
     'end': _end_state(soak.run_dir, records, end - start, problems),
     'versions': versions.installed(),
     'problems': problems,
@@ -196,6 +202,21 @@ def _unrolls(
   if gone > with_learner * max(len(ledgers), 1):
     problems.append(f'{gone} unrolls are gone, with {len(ledgers)} learner processes')
   return result
+
+
+def _strangers(soak: soak_run.Soak, problems: list[str]) -> dict[str, int]:
+  found = {
+    'forged_rows': soak.stranger.rows,
+    'refused_rows': stranger.refused(soak.run_dir),
+    'refused_launches': soak.stranger.refused_launches,
+    'files_put_aside': len(list((soak.run_dir / 'checkpoints').glob('*.damaged*'))),
+  }
+  # What a learner had refused since its last record goes with it.
+  if found['refused_rows'] > found['forged_rows']:
+    problems.append(f'honest unrolls were refused: {found}')
+  if found['forged_rows'] and not found['refused_rows']:
+    problems.append(f'forged unrolls were taken: {found}')
+  return found
 
 
 def _end_state(

@@ -14,13 +14,17 @@ from typing import Any, NamedTuple
 import psutil
 
 from experiments.soak import processes as soak_processes
+from experiments.soak import stranger
 from experiments.soak.processes import Replica
 from impala_jax.runtime import files
 
 ACTORS = 3
-# Kills are twice as likely as each of the others.
+# What befalls a process; kills are twice as likely as each of the others.
 _KINDS = ('kill', 'kill', 'orphan', 'freeze', 'terminate')
+# What befalls the run; at the learner, whatever that does.
+_OF_STRANGERS = ('forge', 'damage', 'launch')
 _FREEZE = 20.0  # Seconds.
+_PROXY = 'http://127.0.0.1:9'
 _START = 240.0  # Seconds for the first update.
 _SAMPLE = 5.0  # Seconds between looks at the memory.
 _LEAVE = 180.0  # Seconds for an orphan, or for a supervisor that was told to stop.
@@ -54,7 +58,9 @@ def schedule(
     at += 2.0 + rng.expovariate(1.0 / max(interval - 2.0, 0.1))
     if at > seconds - quiet:
       break
-    faults.append(Fault(at, rng.choice(replicas), rng.choice(_KINDS)))
+    kind = rng.choice(_KINDS + _OF_STRANGERS)
+    of_run = kind in _OF_STRANGERS
+    faults.append(Fault(at, replicas[0] if of_run else rng.choice(replicas), kind))
   return faults
 
 
@@ -82,6 +88,7 @@ class Soak:
     self.missed = 0  # Faults whose process was away already.
     self.returns: list[float] = []  # Seconds until a killed process was there again.
     self.problems: list[str] = []
+    self.stranger = stranger.Stranger(run_dir, args.seed)
     self._frozen: list[tuple[float, psutil.Process]] = []
     # To be started again: replica, its supervisor, what must end first, and by when.
     self._again: list[
@@ -112,6 +119,8 @@ class Soak:
     ]  # fmt: skip
     # A folder of its own shows which temporary files are left.
     environment = {**os.environ, 'TMPDIR': str(temporary)}
+    # As many users' shells have it; nobody listens there.
+    environment |= {'http_proxy': _PROXY, 'https_proxy': _PROXY}
     subprocess.run(
       command, check=True, env=environment, stdout=sys.stderr, timeout=_START
     )
@@ -140,6 +149,7 @@ class Soak:
         with contextlib.suppress(psutil.NoSuchProcess):  # It ended in this moment.
           self._strike(faults.popleft())
       self._thaw(now)
+      self.problems += self.stranger.look()
       self._start_again(now)
       self._see_returns(now)
       if now > next_sample:
@@ -180,14 +190,22 @@ class Soak:
 
   def _strike(self, fault: Fault) -> None:
     replica, kind = fault.replica, fault.kind
+    if kind in _OF_STRANGERS:
+      self._note(fault, kind)
+      act = {
+        'forge': self.stranger.forge,
+        'damage': self.stranger.damage,
+        'launch': self.stranger.launch_again,
+      }
+      act[kind]()
+      return
     process = soak_processes.role_process(self.run_dir, replica)
     above = soak_processes.supervisor(self.run_dir, replica)
     if process is None or above is None or replica in self._awaited:
       self.missed += 1
       return
     now = time.time()
-    self.faults.append((now, f'{kind} {replica.name}'))
-    print(f'{fault.at:6.0f} s: {kind} {replica.name}', file=sys.stderr, flush=True)
+    self._note(fault, f'{kind} {replica.name}')
     if kind == 'freeze':
       process.suspend()
       self._frozen.append((now + _FREEZE, process))
@@ -202,6 +220,10 @@ class Soak:
       else:
         above.process.terminate()
       self._again.append((replica, above, [above.process, *below], now + _LEAVE))
+
+  def _note(self, fault: Fault, words: str) -> None:
+    self.faults.append((time.time(), words))
+    print(f'{fault.at:6.0f} s: {words}', file=sys.stderr, flush=True)
 
   def _thaw(self, now: float) -> None:
     for until, process in list(self._frozen):

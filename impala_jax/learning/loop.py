@@ -37,6 +37,8 @@ class LearnerLoop:
     should_stop: asked at least twice a second.
     agreement: with the learners that update together; None for one alone. All of them
       must be given the same `resume`.
+    given_out: the newest version of parameters that a learner of this run before this
+      one may have given out. Actors still act with them.
   """
 
   def __init__(
@@ -50,8 +52,10 @@ class LearnerLoop:
     resume: checkpointing.Checkpoint | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     agreement: agreement_lib.Agreement | None = None,
+    given_out: int = 0,
   ):
     self._config = config
+    self._given_out = given_out
     self._agreement = agreement or agreement_lib.Agreement()
     self._learner = learner
     self._reader = reader
@@ -81,7 +85,11 @@ class LearnerLoop:
     config, recorder, watch = self._config.learner, self._recorder, self._recorder.watch
     total, first_update = config.total_frames, self.updates
     batches = prefetcher.Prefetcher(
-      self._reader, self._learner.put, self.updates, config.max_policy_lag
+      self._reader,
+      self._learner.put,
+      self.updates,
+      config.max_policy_lag,
+      self._given_out,
     )
     self._publish(self._learner.snapshot(self._state).params)
     running: collections.deque[tuple[losses.Metrics, transport.Batch]]

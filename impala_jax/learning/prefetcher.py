@@ -18,8 +18,8 @@ class Prefetcher:
   """Reads batches and starts their transfer in a thread, one ahead.
 
   The first one is for `update`; what is older than `max_lag` updates by then, if that
-  is not 0, the reader refuses. So it does with what claims to be newer: parameters of
-  that version nobody can have yet.
+  is not 0, the reader refuses. So it does with what claims to be newer than that update
+  and `given_out`, which an earlier learner gave out: such parameters nobody can have.
   """
 
   def __init__(
@@ -28,11 +28,13 @@ class Prefetcher:
     put: Callable[[npt.NDArray[np.uint8]], jax.Array],
     update: int = 0,
     max_lag: int = 0,
+    given_out: int = 0,
   ):
     self._reader = reader
     self._put = put
     self._update = update
     self._max_lag = max_lag
+    self._given_out = given_out
     self._queue: queue.Queue[_Item] = queue.Queue(maxsize=1)
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._run, name='prefetch', daemon=True)
@@ -57,7 +59,7 @@ class Prefetcher:
       try:
         if self._max_lag:
           self._reader.refuse_older(self._update - self._max_lag)
-        self._reader.refuse_newer(self._update)
+        self._reader.refuse_newer(max(self._update, self._given_out))
         batch = self._reader.read(timeout=0.5)
         self._update += 1
         item: _Item = (batch, self._put(batch.rows))

@@ -132,7 +132,8 @@ class Recorder:
       versions: of their parameters.
       tasks: of their levels.
     """
-    self._lag.append(updates - versions.astype(np.int64))
+    # What a learner that is gone gave out may be ahead of the checkpoint.
+    self._lag.append(np.maximum(updates - versions.astype(np.int64), 0))
     if self._worked is not None and tasks is not None:
       self._worked.update(tasks.tolist())
     if updates > self._first:  # The first one is compiled.

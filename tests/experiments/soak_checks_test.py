@@ -128,5 +128,8 @@ def test_faults_come_from_the_seed_within_their_bounds():
   assert 3600 / 45 / 2 < len(times) < 3600 / 45 * 2
   names = {f.replica.name for f in faults}
   assert names == {'learner-0', 'learner-1', 'actor-1', 'actor-2', 'evaluator-0'}
-  assert {f.kind for f in faults} == {'kill', 'orphan', 'freeze', 'terminate'}
+  strangers = {'forge', 'damage', 'launch'}
+  kinds = {'kill', 'orphan', 'freeze', 'terminate'} | strangers
+  assert {f.kind for f in faults} == kinds
+  assert {f.replica.name for f in faults if f.kind in strangers} == {'learner-0'}
   assert len(soak_run.schedule(3, 3600, 45, 120, 1, 7)) == 7

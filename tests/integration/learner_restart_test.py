@@ -133,7 +133,9 @@ def test_actor_and_evaluator_outlive_learners(run):
   # Told to end although the run goes on, as before the end of a job's time.
   run.processes['learner'].send_signal(signal.SIGTERM)
   run.end('learner', run_role.STOPPED)
-  assert run.record()['unrolls_lost'] == run.record()['unrolls_duplicated'] == 0
+  last = run.record()
+  assert last['unrolls_lost'] == last['unrolls_duplicated'] == 0
+  assert last['unrolls_refused'] == 0  # Not even of parameters ahead of the checkpoint.
   assert 'leaves; waits for another' in run.log('actor')
   run.start('learner')
   run.trains('after the learner has left')

@@ -47,6 +47,8 @@ def test_each_batch_is_read_for_the_update_that_it_is_for():
   newest = range(10, 15)
   assert _limits(update=10, max_lag=4) == [(n - 4, n) for n in newest]
   assert _limits(update=10) == [(None, n) for n in newest]
+  # Actors may still have what a learner that is gone gave out.
+  assert _limits(update=10, given_out=12) == [(None, max(n, 12)) for n in newest]
 
 
 def test_a_run_keeps_its_limit_and_goes_on():

@@ -120,7 +120,16 @@ def _learn(
       config, control, reader.stats, writer, on_record, resume, reader.refusals
     )
     loop = learner_loop.LearnerLoop(
-      config, learner, reader, control, recorder, saver, resume, should_stop, gang
+      config,
+      learner,
+      reader,
+      control,
+      recorder,
+      saver,
+      resume,
+      should_stop,
+      gang,
+      _given_out(run, resume),
     )
     # Learner 0 last: its addresses say that all others' can be read.
     if not first:
@@ -149,6 +158,16 @@ def _learn(
     if relay is None:
       recorder.last_record(loop.updates)
   return loop
+
+
+def _given_out(run: RunDirectory, resume: checkpointing.Checkpoint | None) -> int:
+  """The newest version of parameters that an earlier learner of the run gave out.
+
+  Or some more: the status, which says how far it was, may be seconds old.
+  """
+  seen = int(run.read_status().get('updates', 0))
+  begin = int(resume.metadata['updates']) if resume else 0
+  return seen + max(1000, seen - begin) if seen else 0
 
 
 def _wait_for_goodbye(control: protocol.Control) -> None:
