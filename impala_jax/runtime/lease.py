@@ -143,6 +143,7 @@ class Heart:
 
   def __enter__(self) -> Self:
     # At once: from now on this process is the one that is looked for.
+    self._run.owner(self._launch).parent.mkdir(parents=True, exist_ok=True)
     self._beat()
     self._thread.start()
     return self
@@ -159,6 +160,8 @@ class Heart:
 
   def _beat(self) -> None:
     if _newest_number(self._run) > self._launch:
+      # A beat of ours may have crossed the newer launch, which had deleted it.
+      self._run.owner(self._launch).unlink(missing_ok=True)
       return
     before = read(self._run, self._launch)
     owner = dataclasses.replace(
@@ -168,9 +171,7 @@ class Heart:
       beats=before.beats + 1,
       released=False,
     )
-    path = self._run.owner(self._launch)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, dataclasses.asdict(owner))
+    files.write_json(self._run.owner(self._launch), dataclasses.asdict(owner))
 
 
 def _newest_number(run: RunDirectory) -> int:
