@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -83,6 +84,18 @@ def test_a_process_of_this_host_is_seen(run, launcher):
     files.write_json(run.owner(0), owner)
     assert not ownership.lives(run, lease.newest(run))
   assert claim(run) == 1
+
+
+def test_a_copy_of_a_run_is_another_run(run):
+  """While the run goes on; one that was moved is still the same."""
+  own(run, 'local')
+  copy = RunDirectory(run.path.with_name('copy'))
+  shutil.copytree(run.path, copy.path)
+  assert claim(copy) == 1
+  assert lease.newest(run).launch == 0
+  moved = RunDirectory(run.path.rename(run.path.with_name('moved')))
+  with pytest.raises(backend.BackendError, match='already runs'):
+    claim(moved)
 
 
 def test_numbers_go_on_where_nothing_was_noted(run):
