@@ -322,15 +322,13 @@ class Recorder:
     )
 
   def _silence(self, now: float) -> str:
-    """That no actor is left, in words; empty while one is heard."""
+    """That there is no actor, in words; empty while one is heard."""
     heard = [p.heard for p in self._control.peers() if p.report.role == 'actor']
-    silent = now - max(heard, default=now)
+    silent = now - max(heard, default=self._start)
     if silent < _LONG:
       return ''
-    return (
-      f'the actors: none of {len(heard)} has been heard for {silent:.0f} s; their logs '
-      'say why'
-    )
+    none = f'none of {len(heard)}' if heard else 'none'
+    return f'the actors: {none} has been heard for {silent:.0f} s; their logs say why'
 
   def _nothing_taken(self, made: record_lib.Record, now: float) -> str:
     """That unrolls come, but none is taken; empty where that is not so."""

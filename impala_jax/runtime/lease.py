@@ -39,6 +39,7 @@ class Owner:
   launch: int
   launcher: str = ''  # A backend's name, or 'Python'; empty where nobody said.
   since: float = 0.0  # Unix time, seconds.
+  directory: str = ''  # That it owns, as it calls it.
   host: str = ''  # For people.
   place: str = ''  # Where `pid` means this process, see `_place`.
   pid: int = 0
@@ -79,7 +80,7 @@ def make(run: RunDirectory, launch: int, launcher: str) -> bool:
   """Whether this process has become the owner; else another was faster."""
   path = run.owner(launch)
   path.parent.mkdir(parents=True, exist_ok=True)
-  owner = Owner(launch, launcher, time.time(), **_this_process())
+  owner = Owner(launch, launcher, time.time(), **_this_process(run))
   try:
     with open(path, 'x') as f:
       f.write(json.dumps(dataclasses.asdict(owner)))
@@ -89,6 +90,19 @@ def make(run: RunDirectory, launch: int, launcher: str) -> bool:
     if _number(old) < launch:
       old.unlink(missing_ok=True)
   return True
+
+
+def is_copied(run: RunDirectory, owner: Owner) -> bool:
+  """Whether the owner's file came here with a copy of the directory that it owns."""
+  home = RunDirectory(pathlib.Path(owner.directory))
+  try:
+    return (
+      bool(owner.directory)
+      and not home.path.samefile(run.path)
+      and read(home, owner.launch).since == owner.since
+    )
+  except OSError:  # The directory was moved, or others call it by another name.
+    return False
 
 
 def release(run: RunDirectory, launch: int) -> None:
@@ -143,6 +157,7 @@ class Heart:
 
   def __enter__(self) -> Self:
     # At once: from now on this process is the one that is looked for.
+    self._run.owner(self._launch).parent.mkdir(parents=True, exist_ok=True)
     self._beat()
     self._thread.start()
     return self
@@ -159,18 +174,18 @@ class Heart:
 
   def _beat(self) -> None:
     if _newest_number(self._run) > self._launch:
+      # A beat of ours may have crossed the newer launch, which had deleted it.
+      self._run.owner(self._launch).unlink(missing_ok=True)
       return
     before = read(self._run, self._launch)
     owner = dataclasses.replace(
       before,
-      **_this_process(),
+      **_this_process(self._run),
       since=before.since or time.time(),
       beats=before.beats + 1,
       released=False,
     )
-    path = self._run.owner(self._launch)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, dataclasses.asdict(owner))
+    files.write_json(self._run.owner(self._launch), dataclasses.asdict(owner))
 
 
 def _newest_number(run: RunDirectory) -> int:
@@ -183,9 +198,10 @@ def _number(path: pathlib.Path) -> int:
   return int(path.stem) if path.stem.isdecimal() else -1
 
 
-def _this_process() -> dict[str, Any]:
+def _this_process(run: RunDirectory) -> dict[str, Any]:
   me = psutil.Process()
   return {
+    'directory': str(run.path.absolute()),
     'host': socket.gethostname(),
     'place': _place(),
     'pid': me.pid,

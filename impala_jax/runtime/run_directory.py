@@ -45,6 +45,12 @@ class RunDirectory:
     found = files.read_json(self.config).get('config', {})
     return found if isinstance(found, dict) else {}
 
+  def launches(self) -> int:
+    """How often the run was launched; 0 where that cannot be read."""
+    found = files.read_json(self.config)
+    number = found.get('launches') if isinstance(found, dict) else 0
+    return number if isinstance(number, int) else 0
+
   # What it leaves.
 
   @property

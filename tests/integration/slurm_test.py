@@ -15,8 +15,9 @@ from impala_jax import config as config_lib
 from impala_jax import configs
 from impala_jax.commands import manage
 from impala_jax.launching import backends, identity, run_directory
-from impala_jax.launching.backends import ownership
+from impala_jax.launching.backends import backend, ownership
 from impala_jax.learning import checkpointing
+from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 from tests import transports
 from tests.integration import slurm_cluster
@@ -141,6 +142,8 @@ def test_a_run_survives_what_clusters_do(cluster, tmp_path):
   assert [c['count'] for c in launch['handles']['actor']] == [2, 1]
   run.wait_for_training('begins')
   run.wait(lambda: run.actors_heard() == {0, 1, 2}, 'all actors work')
+  with pytest.raises(backend.BackendError, match=r'already runs: .*, by slurm since'):
+    ownership.last_owner(RunDirectory(run.run_dir))
   nodes = {t['where'] for t in run.tasks('actor')}
   assert len(nodes) == 3
   assert {t['where'] for t in run.tasks('learner')}.isdisjoint(nodes)
@@ -214,6 +217,11 @@ def test_a_run_survives_what_clusters_do(cluster, tmp_path):
   report = run.report()
   assert {t['state'] for t in report['tasks']} == {'done'}
   assert report['ended']['reason'] == 'stopped'
+  # The next launch may have the directory, and its records go on.
+  assert ownership.last_owner(RunDirectory(run.run_dir)).launch == 0
+  lines = files.read_json_lines(run.run_dir / 'metrics.jsonl')
+  for name in ('frames', 'wall_seconds', 'updates'):
+    assert [r[name] for r in lines] == sorted(r[name] for r in lines)
 
 
 def _submit_stand_ins(tmp_path: pathlib.Path, learners: int = 1, **scripts) -> Run:

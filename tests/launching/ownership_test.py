@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from impala_jax.launching import program as program_lib
 from impala_jax.launching import supervision
-from impala_jax.launching.backends import backend, ownership
+from impala_jax.launching.backends import backend, local, ownership
 from impala_jax.runtime import files, lease
 from impala_jax.runtime.run_directory import RunDirectory
 from tests.launching import programs
@@ -20,9 +21,19 @@ from tests.launching import programs
 @pytest.fixture(autouse=True)
 def run(tmp_path, monkeypatch):
   monkeypatch.setattr(lease, 'BEAT', 0.02)
-  patient = lease.beats
-  monkeypatch.setattr(lease, 'beats', lambda run, owner: patient(run, owner, 0.5))
   return RunDirectory(tmp_path / 'run')
+
+
+@pytest.fixture(autouse=True)
+def watch(monkeypatch):
+  """Sets for how many seconds beats are waited for: not long where there are none."""
+  watched = lease.beats
+
+  def watch(seconds):
+    monkeypatch.setattr(lease, 'beats', lambda run, owner: watched(run, owner, seconds))
+
+  watch(0.2)
+  return watch
 
 
 @pytest.fixture
@@ -75,6 +86,18 @@ def test_a_process_of_this_host_is_seen(run, launcher):
   assert claim(run) == 1
 
 
+def test_a_copy_of_a_run_is_another_run(run):
+  """While the run goes on; one that was moved is still the same."""
+  own(run, 'local')
+  copy = RunDirectory(run.path.with_name('copy'))
+  shutil.copytree(run.path, copy.path)
+  assert claim(copy) == 1
+  assert lease.newest(run).launch == 0
+  moved = RunDirectory(run.path.rename(run.path.with_name('moved')))
+  with pytest.raises(backend.BackendError, match='already runs'):
+    claim(moved)
+
+
 def test_numbers_go_on_where_nothing_was_noted(run):
   run.path.mkdir()
   files.write_json(run.config, {'launches': 7})  # By an earlier version.
@@ -91,7 +114,8 @@ def test_of_two_that_judged_the_same_one_begins(run):
     ownership.claim(run, 'slurm', before)
 
 
-def test_another_host_is_watched(run, capsys):
+def test_another_host_is_watched(run, capsys, watch):
+  watch(60.0)
   own(run, 'foreground', place='elsewhere', host='other')
   stop = threading.Event()
 
@@ -113,6 +137,7 @@ def test_another_host_is_watched(run, capsys):
   finally:
     stop.set()
     thread.join()
+  watch(0.2)
   assert 'was last run on other: watching' in capsys.readouterr().err
   assert claim(run) == 1
 
@@ -153,8 +178,9 @@ class TestSlurm:
     run.end('finished')
     assert claim(run) == 1
 
-  def test_the_beats_of_the_learner_are_heard_without_slurm(self, run, command):
+  def test_the_beats_of_the_learner_are_heard_without_slurm(self, run, command, watch):
     self.begin(run)
+    watch(60.0)
     with lease.Heart(run, 0), pytest.raises(backend.BackendError, match='already runs'):
       claim(run)
 
@@ -192,29 +218,29 @@ def test_what_is_left_of_a_detached_run_is_seen(run):
     [sys.executable, '-c', script, str(path)], cwd=programs.ROOT, check=True, timeout=60
   )
   handles = backend.read_launch(run.path).handles
-  everybody = [psutil.Process(h['pid']) for hs in handles.values() for h in hs]
+  (learner,) = handles['learner']
+  everybody = [handle for of_role in handles.values() for handle in of_role]
   try:
     with pytest.raises(backend.BackendError, match='already runs'):
       claim(run)
     # The learner's supervisor has made itself known.
-    learner = handles['learner'][0]['pid']
-    programs.wait(lambda: lease.newest(run).pid == learner)
+    programs.wait(lambda: lease.newest(run).pid == learner['pid'])
     programs.wait(lambda: programs.starts(run.path, 'actor-0'))
-    process = psutil.Process(learner)
-    for one in (*process.children(recursive=True), process):
-      one.kill()
-    programs.wait(
-      lambda: not psutil.pid_exists(learner) or process.status() == 'zombie'
-    )
+    _kill(learner)
     with pytest.raises(backend.BackendError, match='already runs'):
       claim(run)
   finally:
-    for process in everybody:
-      if process.is_running():
-        for one in (*process.children(recursive=True), process):
-          one.kill()
-  psutil.wait_procs(everybody, timeout=20)
+    for handle in everybody:
+      _kill(handle)
   assert claim(run) == 1
+
+
+def _kill(handle):
+  process = local.process_of(handle)
+  if process is not None:
+    for one in (*process.children(recursive=True), process):
+      one.kill()
+    programs.wait(lambda: local.process_of(handle) is None)
 
 
 @pytest.mark.parametrize('role', ['learner', 'actor-0'])

@@ -126,9 +126,9 @@ def test_frames_go_on_from_the_checkpoint_whatever_a_batch_is_now(tmp_path, batc
   )
   assert (resume.metadata['updates'], resume.metadata['frames']) == (5, 100)
   config = synthetic.config(learner__batch_size=str(batch), learner__total_frames='210')
-  queue = local_transport.LocalTransport(synthetic.layout(), batch, 24)
+  queue = local_transport.LocalTransport(synthetic.layout(), batch, 40)
   writer = queue.writer()
-  for i in range(24):
+  for i in range(40):  # More than are needed.
     writer.write(synthetic.rows(i, 1, sequence=i)[0], timeout=1.0)
   records: list[dict[str, Any]] = []
   control = _Control()

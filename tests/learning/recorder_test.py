@@ -205,9 +205,15 @@ def test_a_level_that_never_worked_ends_the_run():
 
 
 def test_a_learner_without_actors_says_so_and_quotes_none(monkeypatch):
-  run = Run('only')
   clock = time.monotonic()
   monkeypatch.setattr(time, 'monotonic', lambda: clock)
+  run = Run('only')
+  clock += recorder._SILENT - 1
+  run.record()
+  assert 'no actor has reported yet' in run.made[-1].bottleneck
+  clock += 12
+  run.record()
+  assert 'the actors: none has been heard for 71 s' in run.made[-1].bottleneck
   run.tell('actor', 0, {'seconds/environment': 9.0})
   run.tell('actor', 1, {'seconds/inference': 1.0}, left=True)
   clock += recorder._LONG - 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from impala_jax.launching import backends
 from impala_jax.launching.backends import backend, local
-from impala_jax.runtime import files, lease
+from impala_jax.runtime import lease
 from impala_jax.runtime.run_directory import RunDirectory
 
 PYTHON = 'Python'  # The launcher of a run by `impala_jax.train`.
@@ -55,8 +55,7 @@ def claim(
   Raises:
     BackendError: another was faster.
   """
-  launches = int(files.read_json(run.config).get('launches', 0))
-  launch = max(launches, before.launch + 1 if before else 0)
+  launch = max(run.launches(), before.launch + 1 if before else 0)
   if not lease.make(run, launch, launcher):
     raise backend.BackendError(describe(run, lease.read(run, launch), manage))
   return launch
@@ -87,7 +86,7 @@ def lives(run: RunDirectory, owner: lease.Owner, manage: str = 'impala manage') 
   Raises:
     BackendError: its engine cannot be asked, and its end was not noted.
   """
-  if owner.released:
+  if owner.released or lease.is_copied(run, owner):
     return False
   launch = _launch(run, owner)
   if launch is not None and launch.launcher in _ENGINES:
