@@ -17,10 +17,19 @@ from typing import Any
 _SHARED_MEMORY = '/dev/shm'
 
 
-def write_json(path: pathlib.Path, data: Any) -> None:
-  """Writes aside and renames, so that a reader never sees half a file."""
+def write_json(path: pathlib.Path, data: Any, secret: bool = False) -> None:
+  """Writes aside and renames, so that a reader never sees half a file.
+
+  Args:
+    path: of the file.
+    data: what JSON can hold.
+    secret: only the user of this process may read it.
+  """
   aside = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
+    if secret:  # From the first byte on.
+      aside.unlink(missing_ok=True)
+      os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     aside.write_text(json.dumps(data, indent=1))
     os.replace(aside, path)
   except OSError as e:

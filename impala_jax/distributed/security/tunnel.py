@@ -29,7 +29,7 @@ from impala_jax.runtime import restarts
 _START = 15.0  # Seconds to come up.
 _STOP = 5.0  # Seconds to end before it is killed.
 _MAX_RESTARTS = 4  # Within the window of `restarts`.
-_PAUSE = 10.0  # Seconds between two warnings.
+_PAUSE = 60.0  # Seconds between two warnings.
 # What it says before it has read its configuration, and afterwards.
 _COMPLAINT = re.compile(r'(?:\[!\]|\[\.\](?= Binding)|LOG[0-4]\[.*?\]:) (.*\S)')
 _COMMON = """\

@@ -3,6 +3,7 @@
 Threads stand in for the processes; what would end a process is noted instead.
 """
 
+import contextlib
 import json
 import random
 import socket
@@ -124,6 +125,101 @@ def test_learners_meet_whatever_knocks_besides(tmp_path):
     with pytest.raises(meeting.GangError, match=f'learner {index} has left'):
       first[index].receive(30)
     first[index].close()
+
+
+def _place(run_dir):
+  """Where learner 0 waits, as a stranger finds it."""
+  wait_for((run_dir / 'gang.json').exists)
+  place = json.loads((run_dir / 'gang.json').read_text())
+  return (place['host'], place['port']), place['token']
+
+
+@pytest.mark.parametrize(
+  'words',
+  [
+    b'["hello", "\xff\xfe", 1]\n',
+    b'["hello", "\\ud800", 1]\n',
+    b'[' * 60_000 + b'\n',
+    b'[' * 60_000,
+    b'\n' * 10,
+    b'\x00',
+    b'',
+  ],
+  ids=range(7),
+)
+def test_nothing_a_stranger_says_ends_the_meeting(tmp_path, words):
+  def stranger():
+    address, _ = _place(tmp_path)
+    for _ in range(10):
+      with (
+        contextlib.suppress(OSError),
+        socket.create_connection(address) as connection,
+      ):
+        connection.sendall(words)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)
+
+  first, _, other = in_threads(
+    lambda: meeting.receive_from_others(tmp_path, '', 2, never),
+    stranger,
+    # Which comes after it.
+    lambda: (stranger(), meeting.reach_first(tmp_path, 1, never))[1],
+  )
+  other.send('it is', 1)
+  assert first[1].receive(30) == ['it is', 1]
+  for connection in (first[1], other):
+    connection.close()
+
+
+def test_the_silent_hold_nobody_up_and_the_dead_are_not_taken_for_learners(tmp_path):
+  """A learner whose call was given up for lost calls again; both lie in wait."""
+  with contextlib.ExitStack() as stack:
+
+    def strangers():
+      address, token = _place(tmp_path)
+      assert (tmp_path / 'gang.json').stat().st_mode & 0o777 == 0o600
+      for _ in range(200):
+        stack.enter_context(socket.create_connection(address))
+      with socket.create_connection(address) as dead:
+        dead.sendall(b'["hello", "%s", 1]\n' % token.encode())
+      started = time.monotonic()
+      other = meeting.reach_first(tmp_path, 1, never)
+      # Far less than the time that each of the silent ones is granted.
+      assert time.monotonic() - started < 60
+      return other
+
+    first, other = in_threads(
+      lambda: meeting.receive_from_others(tmp_path, '', 2, never), strangers
+    )
+  other.send('it is', 1)
+  assert first[1].receive(30) == ['it is', 1]
+  for connection in (first[1], other):
+    connection.close()
+
+
+def test_what_a_stranger_answers_in_the_place_of_learner_0_is_no_error(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(meeting, '_MEET_TIMEOUT', 0.3)
+  for answer in (b'[' * 60_000 + b'\n', b'\xff\n', b'{}\n', b''):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+      place = {'host': '127.0.0.1', 'port': server.getsockname()[1], 'token': 'x'}
+      (tmp_path / 'gang.json').write_text(json.dumps(place))
+
+      def serve(server=server, answer=answer):
+        with contextlib.suppress(OSError):
+          while True:
+            with server.accept()[0] as connection:
+              connection.sendall(answer)
+
+      threading.Thread(target=serve, daemon=True).start()
+      with pytest.raises(meeting.GangError, match='learner 0 did not answer'):
+        meeting.reach_first(tmp_path, 1, never)
+      server.shutdown(socket.SHUT_RDWR)
+  for place in ([], {}, {'host': 1, 'port': {}}, {'host': 'x', 'port': 2**40}):
+    (tmp_path / 'gang.json').write_text(json.dumps(place))
+    with pytest.raises(meeting.GangError, match='learner 0 did not answer'):
+      meeting.reach_first(tmp_path, 1, never)
 
 
 def test_waiting_for_the_others_ends_when_told_or_after_a_while(tmp_path, monkeypatch):
