@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import pathlib
+import shlex
 import sys
 from collections.abc import Mapping
 
@@ -112,8 +113,8 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
       live_view.print_config(config)
       return 0
     # Also where it is not shown: an impossible one must not leave a directory.
-    folder = pathlib.Path(args.run_dir or 'runs/dry_run')
-    program = engine.program(config, folder, 0)
+    place = pathlib.Path(args.run_dir or 'runs/dry_run')
+    program = engine.program(config, place, 0)
     engine.render(program)
     if args.dry_run:
       print(engine.describe(program))
@@ -126,7 +127,8 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
     program = engine.program(config, run_dir, launches)
     if not isinstance(engine, foreground.Foreground):
       engine.submit(program)
-      print(f'submitted; look with: {args.commands["manage"]} status {run_dir}')
+      folder = shlex.quote(str(run_dir))
+      print(f'submitted; look with: {args.commands["manage"]} status {folder}')
       return 0
   except (
     config_lib.ConfigError,
