@@ -12,7 +12,7 @@ from impala_jax import config as config_lib
 from impala_jax.commands import arguments, capacity, config_file, site_launcher
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
-from impala_jax.launching import backends, identity, live_view, run_directory
+from impala_jax.launching import backends, live_view, run_directory, run_name
 from impala_jax.launching.backends import backend, foreground
 
 USAGE = '[flags]'
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
   except (
     config_lib.ConfigError,
     run_directory.RunDirectoryError,
-    identity.IdentityError,
+    run_name.RunNameError,
     run_keys.KeysError,
     backend.BackendError,
   ) as e:

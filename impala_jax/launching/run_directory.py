@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from impala_jax import config as config_lib
-from impala_jax.launching import identity
+from impala_jax.launching import run_name
 from impala_jax.runtime import files, versions
 from impala_jax.runtime.run_directory import RunDirectory
 
@@ -65,7 +65,7 @@ def begin(run_dir: pathlib.Path, config: config_lib.Config) -> int:
   saved = json.loads(RunDirectory(run_dir).config.read_text())
   launches = int(saved.get('launches', 0))
   _write(run_dir, config, launches + 1)
-  identity.ensure(run_dir)
+  run_name.ensure(run_dir)
   RunDirectory(run_dir).begin_launch()
   return launches
 

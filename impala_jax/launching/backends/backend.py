@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from impala_jax import config as config_lib
-from impala_jax.launching import identity
 from impala_jax.launching import program as program_lib
+from impala_jax.launching import run_name
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 
@@ -165,7 +165,7 @@ def read_launch(run_dir: pathlib.Path) -> Launch:
     ) from e
   except (ValueError, KeyError, TypeError) as e:
     raise BackendError(f'{path} is unreadable: {e!r}') from e
-  if identity.is_copy(run_dir, launch.run_dir, launch.program.name):
+  if run_name.is_copy(run_dir, launch.run_dir, launch.program.name):
     raise BackendError(
       f'no launched run in {str(run_dir)!r}: it is a copy of {str(launch.run_dir)!r}'
     )
@@ -190,13 +190,13 @@ class Backend(abc.ABC):
     """The run with this backend's sizes.
 
     Raises:
-      config_lib.ConfigError, identity.IdentityError: see there.
+      config_lib.ConfigError, run_name.RunNameError: see there.
     """
     return program_lib.program_of(
       config,
       run_dir,
       _ROOT,
-      identity.name_of(run_dir),
+      run_name.name_of(run_dir),
       launches,
       self.options.learners,
       self.options.resources,

@@ -184,7 +184,7 @@ class Kubernetes(backend.Backend):
       raise backend.BackendError(
         f'the checkpoints are in the volume of {place.format(*was)}, not of '
         f'{place.format(*now)}: submit it as it was, with {{"name": "{was[0]}"}} in '
-        f'{run.identity} if no other run has that name; or remove {run.launch} to '
+        f'{run.run_name} if no other run has that name; or remove {run.launch} to '
         'begin without them'
       )
     return backend.read_launch(run.path)
