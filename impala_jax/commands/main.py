@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 import impala_jax
 from impala_jax.commands import arguments
-from impala_jax.runtime import printing
+from impala_jax.runtime import printing, role_environment
 
 COMMANDS = {
   'train': 'trains an agent: the main job',
@@ -110,6 +110,7 @@ def whole_parser(program: str, filled: Sequence[str] = ()) -> arguments.Parser:
 
 def _run(name: str, argv: Sequence[str], typed: Mapping[str, str]) -> int:
   """One command; `typed` is how the user would call each of them."""
+  role_environment.forget()
   # One's own suite may be a module beside which one works; last, so that nothing
   # there hides a package.
   with contextlib.suppress(OSError):

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
       live_view.print_config(config)
       return 0
     # Also where it is not shown: an impossible one must not leave a directory.
-    place = pathlib.Path(args.run_dir or 'runs/dry_run')
+    place = pathlib.Path(args.run_dir or f'runs/{config.name}')
     program = engine.program(config, place, 0)
     engine.render(program)
     if args.dry_run:

@@ -12,6 +12,7 @@ import pytest
 
 from impala_jax.launching import backends, run_name
 from impala_jax.launching.backends import backend
+from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 from tests.launching import kubectl, programs
 
@@ -123,6 +124,27 @@ def test_a_stopped_one_keeps_its_volume(cluster, tmp_path, kind):
     launch = backend.read_launch(tmp_path / 'run')
     backends.of_launch(launch).stop(launch)
   assert cluster.objects() == claim
+
+
+def test_a_scale_that_fails_changes_nothing(cluster, tmp_path, monkeypatch):
+  launch = submit(tmp_path / 'run')
+  engine = backends.of_launch(launch)
+  before, told = cluster.objects(), launch.run.launch.read_text()
+  with (
+    cluster.refusing('patch job'),
+    pytest.raises(backend.BackendError, match='not now'),
+  ):
+    engine.scale(launch, 'actor', 5)
+  assert (cluster.objects(), launch.run.launch.read_text()) == (before, told)
+
+  def write_json(path, data):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(files, 'write_json', write_json)
+  with pytest.raises(backend.BackendError, match=r'launch\.json: No space'):
+    engine.scale(launch, 'actor', 5)
+  assert (cluster.objects(), launch.run.launch.read_text()) == (before, told)
+  assert launch.program.role('actor').replicas == 3
 
 
 def test_what_will_not_go_is_named(cluster, tmp_path):

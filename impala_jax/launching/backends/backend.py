@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from impala_jax import config as config_lib
@@ -269,7 +269,11 @@ class Backend(abc.ABC):
     return launch
 
 
-def run_command(argv: Sequence[str], timeout: float = COMMAND_TIMEOUT) -> str:
+def run_command(
+  argv: Sequence[str],
+  timeout: float = COMMAND_TIMEOUT,
+  environment: Mapping[str, str] = os.environ,
+) -> str:
   """Standard output of an engine's command.
 
   Raises:
@@ -283,7 +287,7 @@ def run_command(argv: Sequence[str], timeout: float = COMMAND_TIMEOUT) -> str:
   try:
     done = subprocess.run(
       argv, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8',
-      errors='replace', timeout=timeout, check=False,
+      errors='replace', env=environment, timeout=timeout, check=False,
     )  # fmt: skip
   except subprocess.TimeoutExpired:
     raise BackendError(f'{argv[0]} did not answer within {timeout:.0f} s') from None

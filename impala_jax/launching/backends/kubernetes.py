@@ -5,6 +5,7 @@
 `launch.json` and `config.json`.
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -105,12 +106,12 @@ class Kubernetes(backend.Backend):
     if problems := kubernetes_objects.problems(program):
       raise backend.BackendError('\n'.join(problems))
     self._resize(program, role, replicas)
-    launch.program = program
     try:
-      launch.write()
+      dataclasses.replace(launch, program=program).write()
     except BaseException:
       self._resize(program, role, before)
       raise
+    launch.program = program
     return f'{role}: {before} -> {replicas}'
 
   def stop(self, launch: backend.Launch) -> str:
