@@ -165,7 +165,7 @@ def _reverb() -> tuple[Work, Work]:
 
   form = transport_benchmark.layout('dmlab')
   reader = reverb_transport.ReverbReader(form, 4, 8)
-  writer = reverb_transport.ReverbWriter(f'localhost:{reader.port}', form)
+  writer = reverb_transport.ReverbWriter(reader.address, form)
   return _through(reader, writer)
 
 

@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 import impala_jax
 from impala_jax.commands import arguments
-from impala_jax.runtime import files, printing
+from impala_jax.runtime import files, printing, role_environment
 
 COMMANDS = {
   'train': 'trains an agent: the main job',
@@ -131,6 +131,7 @@ def _printed(work: Callable[[], int]) -> int:
 
 def _run(name: str, argv: Sequence[str], typed: Mapping[str, str]) -> int:
   """One command; `typed` is how the user would call each of them."""
+  role_environment.forget()
   # One's own suite may be a module beside which one works; last, so that nothing
   # there hides a package.
   with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from impala_jax import config as config_lib
 from impala_jax.commands import arguments, capacity, config_file, site_launcher
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.environments import registry
-from impala_jax.launching import backends, identity, live_view, run_directory
+from impala_jax.launching import backends, live_view, run_directory, run_name
 from impala_jax.launching.backends import backend, foreground, ownership
 from impala_jax.runtime import checkpoint_files, lease
 from impala_jax.runtime.run_directory import RunDirectory
@@ -146,8 +147,8 @@ def _run(
       live_view.print_config(config)
       return 0
     # Also where it is not shown: an impossible one must not leave a directory.
-    folder = pathlib.Path(args.run_dir or 'runs/dry_run')
-    program = engine.program(config, folder, 0)
+    place = pathlib.Path(args.run_dir or f'runs/{config.name}')
+    program = engine.program(config, place, 0)
     engine.render(program)
     if args.dry_run:
       print(engine.describe(program))
@@ -166,12 +167,12 @@ def _run(
     if not isinstance(engine, foreground.Foreground):
       engine.submit(program)
       stack.pop_all()  # It is its processes' now.
-      print(f'submitted; look with: {manage} status {run_dir}')
+      print(f'submitted; look with: {manage} status {shlex.quote(str(run_dir))}')
       return 0
   except (
     config_lib.ConfigError,
     run_directory.RunDirectoryError,
-    identity.IdentityError,
+    run_name.RunNameError,
     run_keys.KeysError,
     backend.BackendError,
   ) as e:

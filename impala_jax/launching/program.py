@@ -82,7 +82,7 @@ class Program:
   """A whole run.
 
   Attributes:
-    name: that no other run has, see `identity`; a DNS label of at most 40 characters.
+    name: that no other run has, see `run_name`; a DNS label of at most 40 characters.
     roles: with distinct names.
     run_dir: absolute path of the run directory, the same on all hosts.
     work_dir: absolute path of a directory from which the package can be imported.

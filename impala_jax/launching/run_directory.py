@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from impala_jax import config as config_lib
-from impala_jax.launching import identity
+from impala_jax.launching import run_name
 from impala_jax.learning import own_checkpoints
 from impala_jax.runtime import checkpoint_files, files, versions
 from impala_jax.runtime.run_directory import RunDirectory
@@ -159,7 +159,7 @@ def _raise_differences(what: str, was: Any, config: config_lib.Config) -> None:
 def begin(run_dir: pathlib.Path, config: config_lib.Config, launch: int) -> None:
   """Notes that the launch of that number has the directory now."""
   _write(run_dir, config, launch + 1)
-  identity.ensure(run_dir)
+  run_name.ensure(run_dir)
   RunDirectory(run_dir).begin_launch()
 
 

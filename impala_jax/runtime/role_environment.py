@@ -70,6 +70,15 @@ def variables(**fields: Any) -> dict[str, str]:
   return {f'IMPALA_{name.upper()}': str(value) for name, value in fields.items()}
 
 
+def forget() -> None:
+  """Has this process, and all that it starts, know of no role.
+
+  It may have been started from within one, such as by a shell in a pod of another run.
+  """
+  for name in variables(**vars(RoleEnvironment())):
+    os.environ.pop(name, None)
+
+
 def _number(
   variables: Mapping[str, str], name: str, low: int, end: int, default: int = 0
 ) -> int:

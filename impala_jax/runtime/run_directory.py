@@ -31,9 +31,9 @@ class RunDirectory:
     return self.path / 'config.json'
 
   @property
-  def identity(self) -> pathlib.Path:
+  def run_name(self) -> pathlib.Path:
     """The run's name, which no other run has, and the directory it was made in."""
-    return self.path / 'identity.json'
+    return self.path / 'run_name.json'
 
   @property
   def keys(self) -> pathlib.Path:

@@ -14,7 +14,7 @@ import pytest
 from impala_jax import config as config_lib
 from impala_jax import configs
 from impala_jax.commands import manage
-from impala_jax.launching import backends, identity, run_directory
+from impala_jax.launching import backends, run_directory, run_name
 from impala_jax.launching.backends import backend, ownership
 from impala_jax.learning import checkpointing
 from impala_jax.runtime import files
@@ -230,7 +230,7 @@ def _submit_stand_ins(tmp_path: pathlib.Path, learners: int = 1, **scripts) -> R
   run_dir.mkdir()
   slurm = backends.get('slurm', [*SETTINGS, 'slurm.extra=--comment=\'say "50 %"\''])
   program = programs.make(
-    str(run_dir), 2, learners, name=identity.ensure(run_dir), **slurm.options.resources
+    str(run_dir), 2, learners, name=run_name.ensure(run_dir), **slurm.options.resources
   )
   slurm.submit(programs.with_stand_ins(program, scripts=scripts))
   return Run(run_dir)

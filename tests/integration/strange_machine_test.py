@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from impala_jax.runtime import files
+from impala_jax.runtime import files, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 from tests import strange_machine
 
@@ -18,6 +18,9 @@ _FRIGHTENING = ('Unable to initialize backend', 'os.fork', 'owned by the same pr
 def test_a_run_trains_and_frightens_nobody(tmp_path):
   machine = strange_machine.Machine()
   environment = {k: v for k, v in machine.environment.items() if k != 'XLA_FLAGS'}
+  # A shell in a pod of another run.
+  elsewhere = {'host': 'learner-0.other', 'count': 3, 'queue_port': 9, 'patience': 0.1}
+  environment |= role_environment.variables(**elsewhere)
   # As a shell would hand it over, whatever Python takes it for.
   folder = os.fsencode(tmp_path / '实验 50% "\'\\\udcff')
   done = subprocess.run(

@@ -39,6 +39,8 @@ def main(arguments):
         sys.exit('Error from server: it will not go')
       path_of(name).unlink(missing_ok=True)
   elif command == 'patch':
+    if refused == [command, rest[0].partition('/')[0]]:
+      sys.exit('Error from server: not now')
     path = path_of(rest[0].replace('job/', 'Job/'))
     item = json.loads(path.read_text())
     item['spec'] |= json.loads(rest[2])['spec']

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from impala_jax import config as config_lib
-from impala_jax.launching import backends, identity
+from impala_jax.launching import backends, run_name
 from impala_jax.launching import program as program_lib
 from impala_jax.launching.backends import backend, kubernetes_pods
 from tests.launching import jobset_schema, programs
@@ -292,7 +292,7 @@ def test_learners_are_found_by_name():
 
 @pytest.mark.parametrize('length', [1, 30, 100])
 def test_names_fit_where_kubernetes_puts_them(length):
-  name = identity.make(pathlib.Path('/runs', 'x' * length), 'abcdefghij')
+  name = run_name.make(pathlib.Path('/runs', 'x' * length), 'abcdefghij')
   program = dataclasses.replace(programs.make(actors=100_000), name=name)
   for item in by_name(program).values():
     name = item['metadata']['name']

@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from impala_jax.launching import backends, identity
+from impala_jax.launching import backends, run_name
 from impala_jax.launching.backends import backend
+from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 from tests.launching import kubectl, programs
 
@@ -60,7 +61,7 @@ def cluster(tmp_path, monkeypatch, request):
 def submit(run_dir, *settings, actors=3, launches=0):
   run_dir.mkdir(parents=True, exist_ok=True)
   engine = backends.get('kubernetes', settings)
-  name = identity.ensure(run_dir)
+  name = run_name.ensure(run_dir)
   program = programs.make(
     str(run_dir), actors, launches=launches, name=name, **engine.options.resources
   )
@@ -125,6 +126,27 @@ def test_a_stopped_one_keeps_its_volume(cluster, tmp_path, kind):
   assert cluster.objects() == claim
 
 
+def test_a_scale_that_fails_changes_nothing(cluster, tmp_path, monkeypatch):
+  launch = submit(tmp_path / 'run')
+  engine = backends.of_launch(launch)
+  before, told = cluster.objects(), launch.run.launch.read_text()
+  with (
+    cluster.refusing('patch job'),
+    pytest.raises(backend.BackendError, match='not now'),
+  ):
+    engine.scale(launch, 'actor', 5)
+  assert (cluster.objects(), launch.run.launch.read_text()) == (before, told)
+
+  def write_json(path, data):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(files, 'write_json', write_json)
+  with pytest.raises(backend.BackendError, match=r'launch\.json: No space'):
+    engine.scale(launch, 'actor', 5)
+  assert (cluster.objects(), launch.run.launch.read_text()) == (before, told)
+  assert launch.program.role('actor').replicas == 3
+
+
 def test_what_will_not_go_is_named(cluster, tmp_path):
   with cluster.refusing('apply JobSet'), pytest.MonkeyPatch.context() as patch:
     run = backend.run_command
@@ -161,7 +183,7 @@ def test_runs_never_touch_each_other(cluster, tmp_path):
 
 def test_objects_of_another_run_are_left_alone(cluster, tmp_path):
   submit(tmp_path / 'run')
-  name = identity.read(tmp_path / 'run')
+  name = run_name.read(tmp_path / 'run')
   cluster_folder = pathlib.Path(os.environ['CLUSTER'], 'default')
   for owner in ('impala-other', None):
     path = cluster_folder / f'ConfigMap {name}-config'
@@ -183,7 +205,7 @@ def test_a_run_goes_on_with_its_own_volume_or_not_at_all(cluster, tmp_path):
     with pytest.raises(backend.BackendError, match='checkpoints are in the volume of'):
       submit(run_dir, *settings, launches=1)
   # From before runs had names of their own.
-  RunDirectory(run_dir).identity.unlink()
+  RunDirectory(run_dir).run_name.unlink()
   before = cluster.objects()
   with pytest.raises(backend.BackendError, match=launch.program.name) as e:
     submit(run_dir, launches=1)

@@ -209,6 +209,31 @@ def test_an_actor_without_a_learner_is_given_up(tmp_path):
   assert (record['state'], record['words']) == ('failed', 'no learner for 3 s')
 
 
+def test_processes_that_cannot_all_be_started_are_all_ended(launched, monkeypatch):
+  run_dir = launched(actors=1)
+  wait(
+    lambda: all(starts(run_dir, f'{n}-0') for n in ('learner', 'actor', 'evaluator'))
+  )
+  launch, started = backend.read_launch(run_dir), []
+  popen = subprocess.Popen
+
+  def refuse_the_third(*args, **kwargs):
+    if len(started) == 2:
+      raise BlockingIOError(11, 'Resource temporarily unavailable')
+    started.append(popen(*args, **kwargs))
+    return started[-1]
+
+  monkeypatch.setattr(subprocess, 'Popen', refuse_the_third)
+  words = 'temporarily unavailable: what had been started was ended'
+  with pytest.raises(backend.BackendError, match=words):
+    backends.of_launch(launch).scale(launch, 'actor', 4)
+  assert None not in [p.poll() for p in started]
+  # As it was.
+  monkeypatch.undo()
+  assert backend.read_launch(run_dir).program.role('actor').replicas == 1
+  assert set(states(run_dir).values()) == {'running'}
+
+
 def test_what_was_submitted_is_read_back(launched):
   run_dir = launched(actors=2)
   launch = backend.read_launch(run_dir)

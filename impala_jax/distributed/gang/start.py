@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 import jax
-from jaxlib import _jax
+from jax._src.lib import _jax
 
 from impala_jax.distributed.control import endpoints
 from impala_jax.distributed.gang import gang as learner_gang

@@ -14,12 +14,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from impala_jax import config as config_lib
-from impala_jax.launching import identity
 from impala_jax.launching import program as program_lib
+from impala_jax.launching import run_name
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
 
@@ -165,7 +165,7 @@ def read_launch(run_dir: pathlib.Path) -> Launch:
     ) from e
   except (ValueError, KeyError, TypeError) as e:
     raise BackendError(f'{path} is unreadable: {e!r}') from e
-  if identity.is_copy(run_dir, launch.run_dir, launch.program.name):
+  if run_name.is_copy(run_dir, launch.run_dir, launch.program.name):
     raise BackendError(
       f'no launched run in {str(run_dir)!r}: it is a copy of {str(launch.run_dir)!r}'
     )
@@ -192,13 +192,13 @@ class Backend(abc.ABC):
     """The run with this backend's sizes.
 
     Raises:
-      config_lib.ConfigError, identity.IdentityError: see there.
+      config_lib.ConfigError, run_name.RunNameError: see there.
     """
     return program_lib.program_of(
       config,
       run_dir,
       _ROOT,
-      identity.name_of(run_dir),
+      run_name.name_of(run_dir),
       launches,
       self.options.learners,
       self.options.resources,
@@ -271,7 +271,11 @@ class Backend(abc.ABC):
     return launch
 
 
-def run_command(argv: Sequence[str], timeout: float = COMMAND_TIMEOUT) -> str:
+def run_command(
+  argv: Sequence[str],
+  timeout: float = COMMAND_TIMEOUT,
+  environment: Mapping[str, str] = os.environ,
+) -> str:
   """Standard output of an engine's command.
 
   Raises:
@@ -285,7 +289,7 @@ def run_command(argv: Sequence[str], timeout: float = COMMAND_TIMEOUT) -> str:
   try:
     done = subprocess.run(
       argv, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8',
-      errors='replace', timeout=timeout, check=False,
+      errors='replace', env=environment, timeout=timeout, check=False,
     )  # fmt: skip
   except subprocess.TimeoutExpired:
     raise BackendError(f'{argv[0]} did not answer within {timeout:.0f} s') from None

@@ -5,6 +5,7 @@
 `launch.json` and `config.json`.
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -106,12 +107,12 @@ class Kubernetes(backend.Backend):
     if problems := kubernetes_objects.problems(program):
       raise backend.BackendError('\n'.join(problems))
     self._resize(program, role, replicas)
-    launch.program = program
     try:
-      launch.write()
+      dataclasses.replace(launch, program=program).write()
     except BaseException:
       self._resize(program, role, before)
       raise
+    launch.program = program
     return f'{role}: {before} -> {replicas}'
 
   def stop(self, launch: backend.Launch) -> str:
@@ -185,7 +186,7 @@ class Kubernetes(backend.Backend):
       raise backend.BackendError(
         f'the checkpoints are in the volume of {place.format(*was)}, not of '
         f'{place.format(*now)}: submit it as it was, with {{"name": "{was[0]}"}} in '
-        f'{run.identity} if no other run has that name; or remove {run.launch} to '
+        f'{run.run_name} if no other run has that name; or remove {run.launch} to '
         'begin without them'
       )
     return backend.read_launch(run.path)

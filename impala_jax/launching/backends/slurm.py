@@ -7,10 +7,11 @@ actor's node would requeue the learner.
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from impala_jax.launching import program as program_lib
@@ -21,6 +22,15 @@ from impala_jax.runtime.run_directory import RunDirectory
 Options = slurm_scripts.Options
 
 _DEFAULT_MAX_ARRAY = 1001  # Slurm's own default.
+# Variables with defaults of Slurm's commands; and those of them in which a site or a
+# user chooses what a script leaves to them, with the word by which it would not.
+_DEFAULTS = re.compile('(SACCT|SBATCH|SCANCEL|SCONTROL|SQUEUE)_')
+_CHOICES = {
+  'SBATCH_ACCOUNT': 'account', 'SBATCH_CLUSTERS': 'clusters',
+  'SBATCH_CONSTRAINT': 'constraint', 'SBATCH_EXPORT': 'export',
+  'SBATCH_PARTITION': 'partition', 'SBATCH_QOS': 'qos',
+  'SBATCH_RESERVATION': 'reservation', 'SBATCH_TIMELIMIT': 'time',
+}  # fmt: skip
 _LEAVE_TIMEOUT = 45.0  # Seconds for actors to leave a run that has ended.
 _CANCEL_TIMEOUT = 90.0  # Seconds until Slurm's SIGKILL must have worked.
 _STATES = {
@@ -110,7 +120,7 @@ class Slurm(backend.Backend):
         cancelled.append(f'{chunk["job"]}_[{keep}-{chunk["count"] - 1}]')
         chunk['count'] = keep
     if cancelled:
-      backend.run_command(['scancel', *cancelled])
+      _slurm('scancel', *cancelled)
     launch.handles[role] = [c for c in chunks if c['count']]
     launch.program = program
     launch.write()
@@ -124,9 +134,9 @@ class Slurm(backend.Backend):
     waiting = _alive(launch)
     pending = [j for j, s in waiting.items() if s == 'pending']
     if pending:
-      backend.run_command(['scancel', *pending])
+      _slurm('scancel', *pending)
     if learner in waiting and learner not in pending:
-      backend.run_command(['scancel', '--batch', '--signal=TERM', learner])
+      _slurm('scancel', '--batch', '--signal=TERM', learner)
     grace = main.grace
     words = []
     if not _wait(launch, {learner}, grace + 10.0):
@@ -134,7 +144,7 @@ class Slurm(backend.Backend):
     _wait(launch, None, _LEAVE_TIMEOUT)
     if left := _alive(launch):
       words.append(f'cancelled {len(left)} that were still there')
-      backend.run_command(['scancel', *left])
+      _slurm('scancel', *left)
     if not _wait(launch, None, _CANCEL_TIMEOUT):
       raise backend.BackendError(
         f'still there {_CANCEL_TIMEOUT:.0f} s after scancel: '
@@ -152,7 +162,7 @@ def _all_or_nothing(jobs: Callable[[], list[str]]) -> Iterator[None]:
     submitted = jobs()
     try:
       if submitted:
-        backend.run_command(['scancel', *submitted])
+        _slurm('scancel', *submitted)
     except backend.BackendError as left:
       raise backend.BackendError(
         f'{e}; still there are the jobs {", ".join(submitted)}: {left}'
@@ -162,14 +172,33 @@ def _all_or_nothing(jobs: Callable[[], list[str]]) -> Iterator[None]:
 
 def _sbatch(program: program_lib.Program, name: str) -> str:
   path = RunDirectory(pathlib.Path(program.run_dir)).launch_files / name
+  script = os.fsdecode(path.read_bytes())
+  # They would win over what is said in the script.
+  chosen = [n for n, word in _CHOICES.items() if f'#SBATCH --{word}=' not in script]
+  answer = _slurm('sbatch', '--parsable', str(path), keep=chosen)
   # On a federation the answer is job;cluster.
-  return backend.run_command(['sbatch', '--parsable', str(path)]).strip().split(';')[0]
+  return answer.strip().split(';')[0]
+
+
+def _slurm(*argv: str, keep: Sequence[str] = ()) -> str:
+  """What a command of Slurm answers, whatever defaults this shell has for it.
+
+  Args:
+    *argv: the command.
+    keep: variables with such defaults that count all the same.
+  """
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if not _DEFAULTS.match(name) or name in keep
+  }
+  return backend.run_command(argv, environment=environment)
 
 
 def _max_array_size() -> int:
   match = re.search(
     r'^MaxArraySize\s*=\s*(\d+)',
-    backend.run_command(['scontrol', 'show', 'config']),
+    _slurm('scontrol', 'show', 'config'),
     re.MULTILINE,
   )
   return int(match.group(1)) if match else _DEFAULT_MAX_ARRAY
@@ -186,10 +215,10 @@ def _jobs(launch: backend.Launch) -> dict[str, tuple[str, str, str]]:
   """(state, nodes, reason) of this run's jobs and array tasks, as far as known."""
   ours = set(_job_ids(launch.handles))
   names = ','.join(f'{launch.program.name}-{r.name}' for r in launch.program.roles)
-  text = backend.run_command([
+  text = _slurm(
       'squeue', '--noheader', '--array', '--states=all', f'--name={names}',
       '--format=%i|%T|%N|%r',
-  ])  # fmt: skip
+  )  # fmt: skip
   found = {}
   for line in text.splitlines():
     job, state, where, reason = (line.strip().split('|') + [''] * 4)[:4]
@@ -197,11 +226,11 @@ def _jobs(launch: backend.Launch) -> dict[str, tuple[str, str, str]]:
       found[job] = (state, where, '' if reason == 'None' else reason)
   if forgotten := ours - {job.split('_')[0] for job in found}:
     try:
-      text = backend.run_command([
+      text = _slurm(
           'sacct', '--noheader', '--parsable2', '--allocations', '--array',
           f'--jobs={",".join(sorted(forgotten))}', f'--name={names}',
           '--format=JobID,State,NodeList',
-      ])  # fmt: skip
+      )  # fmt: skip
     except backend.BackendError:  # A cluster without accounting.
       text = ''
     for line in text.splitlines():

@@ -1,4 +1,6 @@
-"""What a submission to Slurm that fails takes back, with stand-ins for its commands."""
+"""What is submitted to Slurm, whatever this shell has for defaults of its commands, and
+what is taken back where that fails. With stand-ins for them.
+"""
 
 import os
 
@@ -13,6 +15,7 @@ from tests.launching import programs
 _SBATCH = """#!/bin/sh
 case "$2" in *"${REFUSED:-no such script}"*) echo 'sbatch: no' >&2; exit 1;; esac
 echo "$2" >> $SLURM/submitted
+env | grep SBATCH_ | sort > "$SLURM/$(basename "$2").variables"
 wc -l < $SLURM/submitted
 """
 _SCANCEL = """#!/bin/sh
@@ -35,6 +38,11 @@ class Slurm:
 
   def keep_all(self):
     self._monkeypatch.setenv('KEPT', '1')
+
+  def told(self, script):
+    """Variables with sbatch's defaults that it had."""
+    text = (self._folder / f'{script}.variables').read_text()
+    return dict(line.split('=') for line in text.splitlines())
 
   @property
   def cancelled(self):
@@ -103,3 +111,24 @@ def test_actors_that_cannot_be_added_leave_those_that_are_there(slurm, tmp_path)
   assert engine.scale(backend.read_launch(launch.run_dir), 'actor', 6)
   handles = backend.read_launch(launch.run_dir).handles['actor']
   assert [(h['first'], h['count']) for h in handles] == [(0, 2), (2, 2), (4, 2)]
+
+
+def test_scripts_win_over_the_shell_and_sites_choose_the_rest(
+  slurm, tmp_path, monkeypatch
+):
+  for name in (
+    'JOB_NAME',
+    'ARRAY_INX',
+    'WAIT',
+    'SIGNAL',
+    'PARTITION',
+    'ACCOUNT',
+    'QOS',
+  ):
+    monkeypatch.setenv(f'SBATCH_{name}', 'mine')
+  settings = ['max_array_size=2', 'learner_partition=gpu', 'extra=--qos=low']
+  engine = backends.get('slurm', [f'slurm.{s}' for s in settings])
+  engine.submit(programs.make(str(tmp_path / 'run'), 2))
+  chosen = {'SBATCH_ACCOUNT': 'mine'}
+  assert slurm.told('learner.sbatch') == chosen
+  assert slurm.told('actor-000000.sbatch') == chosen | {'SBATCH_PARTITION': 'mine'}

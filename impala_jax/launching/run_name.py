@@ -20,7 +20,7 @@ _NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
 _WHOLE = 5.0  # Seconds for the process that makes the file to write its line.
 
 
-class IdentityError(Exception):
+class RunNameError(Exception):
   """The file of the name is unreadable, or cannot be written; says which."""
 
 
@@ -28,9 +28,9 @@ def read(run_dir: pathlib.Path) -> str:
   """The name of the run in that directory; empty where it has none of its own.
 
   Raises:
-    IdentityError: see there.
+    RunNameError: see there.
   """
-  path = RunDirectory(run_dir).identity
+  path = RunDirectory(run_dir).run_name
   text = _whole_text(path)
   if not text:
     return ''
@@ -38,9 +38,9 @@ def read(run_dir: pathlib.Path) -> str:
     found = json.loads(text)
     name, home = found['name'], found.get('directory')
   except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise IdentityError(f'{path} is unreadable: {e!r}') from e
+    raise RunNameError(f'{path} is unreadable: {e!r}') from e
   if not (isinstance(name, str) and _NAME.fullmatch(name)):
-    raise IdentityError(
+    raise RunNameError(
       f'{path}: name is {name!r}: must be at most {_LENGTH} of a-z, 0-9 and dashes, '
       'first a letter'
     )
@@ -58,9 +58,9 @@ def ensure(run_dir: pathlib.Path) -> str:
   A copy of a run's directory is another run and gets another name.
 
   Raises:
-    IdentityError: see there.
+    RunNameError: see there.
   """
-  path = RunDirectory(run_dir).identity
+  path = RunDirectory(run_dir).run_name
   while not (name := read(run_dir)):
     made = make(run_dir, ''.join(secrets.choice(_LETTERS) for _ in range(len(_NEW))))
     text = json.dumps({'name': made, 'directory': str(run_dir.absolute())})
@@ -72,7 +72,7 @@ def ensure(run_dir: pathlib.Path) -> str:
       if not read(run_dir):  # It is of the run of which this is a copy.
         path.unlink(missing_ok=True)
     except OSError as e:
-      raise IdentityError(f'cannot write {path}: {e.strerror}') from e
+      raise RunNameError(f'cannot write {path}: {e.strerror}') from e
   return name
 
 
@@ -87,7 +87,7 @@ def is_copy(run_dir: pathlib.Path, home: pathlib.Path, name: str) -> bool:
   try:
     if run_dir.samefile(home):
       return False
-    return bool(json.loads(RunDirectory(home).identity.read_text())['name'] == name)
+    return bool(json.loads(RunDirectory(home).run_name.read_text())['name'] == name)
   except (OSError, ValueError, KeyError, TypeError):
     return False  # It has moved here.
 
@@ -101,7 +101,7 @@ def _whole_text(path: pathlib.Path) -> str:
     except FileNotFoundError:
       return ''
     except (OSError, ValueError) as e:
-      raise IdentityError(f'{path} is unreadable: {e}') from e
+      raise RunNameError(f'{path} is unreadable: {e}') from e
     if text or time.monotonic() > deadline:
       return text or '{}'
     time.sleep(0.02)
