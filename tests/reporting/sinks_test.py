@@ -41,3 +41,20 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
     'given_up': [],
     'peers': [{'role': 'actor', 'index': 2, 'silent_seconds': 0.5}],
   }
+
+
+def test_a_board_that_cannot_be_written_holds_up_nobody(tmp_path, caplog):
+  """Its thread dies on a full disk; what is put into its queue then stays there."""
+  writer = sinks.RecordWriter(tmp_path)
+  worker = writer._board.file_writer.event_writer._worker
+  worker.stop()
+  worker.join(60)
+  status = record.Status(
+    record=records.make(frames=1), bottleneck='none', total_frames=9, seconds_left=None,
+    environment_steps=3, given_up=[], peers=[],
+  )  # fmt: skip
+  for _ in range(20):  # More than the queue holds.
+    writer.write(status)
+  writer.close()
+  assert caplog.text.count('TensorBoard has no more') == 1
+  assert len(files.read_json_lines(tmp_path / 'metrics.jsonl')) == 20
