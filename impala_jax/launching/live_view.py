@@ -55,6 +55,7 @@ class _Plain:
     self._next = 0.0
     self._phase = 'running'
     self._closed = False
+    self._told: float | None = None  # The time of the status that was shown.
 
   def __call__(self, status: dict[str, Any], phase: str) -> None:
     if self._closed:
@@ -76,15 +77,17 @@ class _Plain:
     due = now >= self._next
     # Numbers in it may grow with each look.
     changed = re.sub(r'\d+ s\b', '', phase) != re.sub(r'\d+ s\b', '', self._phase)
-    if changed or (due and not status):
+    news = status.get('time') != self._told
+    if changed or (due and not news):
       print(f'{now - self._start:7.0f} s  {phase}', flush=True)
     self._phase = phase
     if due:
       self._next = now + _PLAIN_INTERVAL
-    if not due or not status:
+    if not due or not news or not status:
       return
+    self._told = status.get('time')
     print(
-      f'{status["wall_seconds"]:7.0f} s  {status["frames"]:>12,} frames  '
+      f'{now - self._start:7.0f} s  {status["frames"]:>12,} frames  '
       f'{status["frames_per_second"]:7,.0f} frames/s  '
       f'return {_number(status.get("episode_return"), 1)}  '
       f'evaluation {_number(status.get("evaluation_return"), 1)}  '

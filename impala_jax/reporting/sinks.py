@@ -1,6 +1,8 @@
 """Where a run's records go: JSON lines, TensorBoard and the status file."""
 
+import contextlib
 import json
+import logging
 import math
 import pathlib
 import types
@@ -73,6 +75,9 @@ class RecordWriter:
   def _append(self, plain: dict[str, Any]) -> None:
     with files.naming(self._lines.name):
       self._lines.write(json.dumps(plain) + '\n')
+    if self._board is not None and not _is_written(self._board):
+      self._board = None
+      logging.warning('TensorBoard has no more from here: its files cannot be written')
     if self._board is not None:
       for name, value in plain.items():
         if value is not None and name not in ('frames', 'time'):
@@ -80,8 +85,9 @@ class RecordWriter:
 
   def close(self) -> None:
     self._lines.close()
-    if self._board is not None:
-      self._board.close()
+    if self._board is not None and _is_written(self._board):
+      with contextlib.suppress(OSError):  # It is an extra.
+        self._board.close()
 
 
 def cut_evaluations(run: RunDirectory, updates: int) -> None:
@@ -92,3 +98,11 @@ def cut_evaluations(run: RunDirectory, updates: int) -> None:
 
 def _after(name: str, updates: int) -> Callable[[dict[str, Any]], bool]:
   return lambda record: isinstance(x := record.get(name), int) and x > updates
+
+
+def _is_written(board: Any) -> bool:
+  """Whether the thread that writes event files lives.
+
+  On a full disk it dies; then all that is asked of the writer would wait for ever.
+  """
+  return bool(board.file_writer.event_writer._worker.is_alive())

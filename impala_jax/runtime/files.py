@@ -155,10 +155,12 @@ def _is_full(mount: str) -> bool:
 def _usage(mount: str) -> str:
   """The file system in words: memory or disk, and how much of it is in use."""
   found = os.statvfs(mount)
-  total = found.f_blocks * found.f_frsize / 2**30
-  left = found.f_bavail * found.f_frsize / 2**30
+  total, left = (n * found.f_frsize for n in (found.f_blocks, found.f_bavail))
+  size, unit = (2**30, 'GiB') if total >= 2**30 else (2**20, 'MiB')
   kind = 'memory, not a disk' if _kind(mount) in ('tmpfs', 'ramfs') else 'a disk'
-  words = f'{mount} is {kind}, {left:.2f} of its {total:.2f} GiB are free'
+  words = (
+    f'{mount} is {kind}, {left / size:.2f} of its {total / size:.2f} {unit} are free'
+  )
   if found.f_files > 0 and not found.f_favail:
     words += ', but it has room for no more files'
   return words

@@ -16,7 +16,7 @@ from impala_jax.reporting import engine_figures
 from impala_jax.runtime import printing
 
 _STATUS = {
-  'wall_seconds': 100.0, 'frames': 1_000, 'total_frames': 10_000,
+  'time': 5.0, 'wall_seconds': 100.0, 'frames': 1_000, 'total_frames': 10_000,
   'frames_per_second': 500.0, 'agent_steps_per_second': 125.0, 'updates': 30,
   'episodes': 40, 'learning_rate': 1e-3, 'policy_lag_mean': 1.0, 'policy_lag_max': 2,
   'queue_fill': 0.5, 'unrolls_received': 9, 'bottleneck': 'none',

@@ -131,3 +131,20 @@ def test_one_that_must_not_write_writes_nothing(tmp_path):
   writer.close()
   assert (tmp_path / 'metrics.jsonl').read_text() == ''
   assert not (tmp_path / 'status.json').exists()
+
+
+def test_a_board_that_cannot_be_written_holds_up_nobody(tmp_path, caplog):
+  """Its thread dies on a full disk; what is put into its queue then stays there."""
+  writer = sinks.RecordWriter(tmp_path)
+  worker = writer._board.file_writer.event_writer._worker
+  worker.stop()
+  worker.join(60)
+  status = record.Status(
+    record=records.make(frames=1), bottleneck='none', total_frames=9, seconds_left=None,
+    environment_steps=3, given_up=[], peers=[],
+  )  # fmt: skip
+  for _ in range(20):  # More than the queue holds.
+    writer.write(status)
+  writer.close()
+  assert caplog.text.count('TensorBoard has no more') == 1
+  assert len(files.read_json_lines(tmp_path / 'metrics.jsonl')) == 20

@@ -20,7 +20,7 @@ from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import ports
 from impala_jax.distributed.transport import protocol as transport
 from impala_jax.environments import registry
-from impala_jax.runtime import files, role_environment
+from impala_jax.runtime import files, role_environment, stage
 from impala_jax.runtime.run_directory import RunDirectory
 
 _TICK = 0.05  # Seconds between looks at what there is to do.
@@ -43,6 +43,7 @@ def run(
   """
   config, index, incarnation = parts.config, here.index, here.incarnation
   run = RunDirectory(here.run_dir)
+  stage.enter('waiting for the learner, then compiling the policy')
   platform = config.inference.platform
   device = device_policy.device_for(platform, index, 'inference.platform')
   keys = run_keys.folder_of(config, run.path)
