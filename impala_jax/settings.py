@@ -151,6 +151,7 @@ class SettingInfo(NamedTuple):
   default: Any
   allowed: str  # Empty where the type says all.
   meaning: str
+  kept: str = ''  # What must not change in a run that goes on; empty where all may.
 
 
 @functools.cache
@@ -200,10 +201,9 @@ def describe(section: type[Section], prefix: str = '') -> Iterator[SettingInfo]:
     else:
       said: _Setting = field.metadata['setting']
       allowed = ' and '.join(c.allowed for c in said.constraints)
-      if said.kept is not None:
-        allowed = f'{allowed}; {said.kept.allowed}' if allowed else said.kept.allowed
+      kept = said.kept.allowed if said.kept else ''
       value = getattr(default, field.name)
-      yield SettingInfo(name, _kind_name(kind), value, allowed, said.meaning)
+      yield SettingInfo(name, _kind_name(kind), value, allowed, said.meaning, kept)
 
 
 def wrong_types(section: Section, prefix: str = '') -> list[str]:

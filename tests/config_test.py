@@ -112,6 +112,7 @@ def test_every_setting_is_described():
     ('breakout',),
     'must not be empty and must name each once, by names that are not empty',
     'These tasks are played. Several make one multi-task agent.',
+    'cannot change in a run that goes on',
   )
   assert by_name['atari.sticky_actions'].allowed == (
     'must not be negative and must be below 1, or no action would ever be taken'

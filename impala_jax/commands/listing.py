@@ -74,7 +74,8 @@ def _settings(args: argparse.Namespace) -> Iterator[str]:
   for info in config_lib.describe_settings():
     value = info.default
     default = ','.join(value) if isinstance(value, tuple) else str(value)
-    meaning = info.meaning + (f' ({info.allowed})' if info.allowed else '')
+    limits = '; '.join(text for text in (info.allowed, info.kept) if text)
+    meaning = info.meaning + (f' ({limits})' if limits else '')
     rows.append((info.name, info.type, default or "''", meaning))
   return _table(('setting', 'type', 'default', 'meaning'), rows)
 

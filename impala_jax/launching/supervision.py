@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -287,12 +287,15 @@ class Supervised:
       settings.patience if settings.follows else None,
     )
     self._log.parent.mkdir(exist_ok=True)
-    with open(self._log, 'ab') as log:
+    with open(self._log, 'ab') as log, _usr1_blocked():
       self._child = subprocess.Popen(
-          settings.command, env=environment, stdin=subprocess.DEVNULL,
-          stdout=log, stderr=log, start_new_session=True,
-          preexec_fn=_ignore_usr1,
-      )  # fmt: skip
+        settings.command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+      )
 
   def _watch(self) -> int:
     """Until the process has ended, by itself or because it had to; its exit code."""
@@ -413,6 +416,15 @@ class Supervised:
     self._print(f'{self.settings.role} {self.settings.index}: {words}')
 
 
-def _ignore_usr1() -> None:
-  """Slurm signals every process of a step; this one is the supervisor's business."""
-  signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+@contextlib.contextmanager
+def _usr1_blocked() -> Iterator[None]:
+  """What is started meanwhile never gets SIGUSR1, nor do its children.
+
+  Slurm signals every process of a step; this one is the supervisor's business. A
+  function between fork and exec would do, too, but not in a process of many threads.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)

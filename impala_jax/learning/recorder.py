@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -202,24 +202,7 @@ class Recorder:
     self, made: record_lib.Record, now: float, words: str = '', line: bool = True
   ) -> None:
     peers = self._control.peers()
-    words = (
-      words
-      or self._silence(now)
-      or bottleneck.describe(
-        made.learner_time,
-        made.actor_time,
-        made.queue_fill,
-        remote=self._config.inference.servers > 0,
-        silent=[
-          (process_name(p.role, p.index), now - heard)
-          for p, heard in peers
-          if not p.left and p.role in ('actor', 'inference')
-        ],
-        idle=self._pace.idle(now),
-      )
-    )
-    if made.updates == self._first and not self._lag and 'starting' not in words:
-      words = f'starting: waiting for the first unrolls; {words}'
+    words = words or self._silence(now) or self._bottleneck(made, peers, now)
     left = self._config.learner.total_frames - made.frames
     status = self._status = record_lib.Status(
       record=made,
@@ -320,6 +303,28 @@ class Recorder:
       inference=self._inference.update(self._control, seconds),
       engines=self._engines.update(self._control),
     )
+
+  def _bottleneck(
+    self,
+    made: record_lib.Record,
+    peers: Sequence[protocol.Peer],
+    now: float,
+  ) -> str:
+    words = bottleneck.describe(
+      made.learner_time,
+      made.actor_time,
+      made.queue_fill,
+      remote=self._config.inference.servers > 0,
+      silent=[
+        (process_name(p.role, p.index), now - heard)
+        for p, heard in peers
+        if not p.left and p.role in ('actor', 'inference')
+      ],
+      idle=self._pace.idle(now),
+    )
+    if made.updates == self._first and not self._lag and 'starting' not in words:
+      return f'starting: waiting for the first unrolls; {words}'
+    return words
 
   def _silence(self, now: float) -> str:
     """That there is no actor, in words; empty while one is heard."""

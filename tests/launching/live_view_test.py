@@ -101,7 +101,7 @@ def test_what_a_terminal_cannot_show_is_replaced(kind, encoding, monkeypatch):
   live_view.print_ending(run_dir, 0)
   sys.stdout.flush()
   printed = sys.stdout.buffer.getvalue()
-  assert b'bottleneck' in printed
+  assert b'bottleneck' in printed or kind == 'plain'  # Not in the first ten seconds.
   assert ('实验/?' if encoding == 'utf-8' else '??/?').encode() in printed
 
 

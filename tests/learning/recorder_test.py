@@ -208,7 +208,7 @@ def test_a_learner_without_actors_says_so_and_quotes_none(monkeypatch):
   clock = time.monotonic()
   monkeypatch.setattr(time, 'monotonic', lambda: clock)
   run = Run('only')
-  clock += recorder._SILENT - 1
+  clock += recorder._LONG - 1
   run.record()
   assert 'no actor has reported yet' in run.made[-1].bottleneck
   clock += 12
