@@ -71,13 +71,14 @@ def load(path: pathlib.Path, template: Any) -> Checkpoint:
   """
   data = read(path)
   state = data['state']
+  expected = jax.tree_util.tree_leaves_with_path(template)
   try:
     restored = serialization.from_state_dict(template, state)
-  except (ValueError, KeyError) as e:
+    found = [np.asarray(x) for x in jax.tree_util.tree_leaves(restored)]
+    pairs = list(zip(expected, found, strict=True))
+  except Exception as e:  # A foreign state may be anything.
     raise CheckpointError(f'{path} is of another network or optimiser: {e}') from e
-  expected = jax.tree_util.tree_leaves_with_path(template)
-  found = jax.tree_util.tree_leaves(restored)
-  for (name, want), got in zip(expected, found, strict=True):
+  for (name, want), got in pairs:
     if got.shape != want.shape or got.dtype != want.dtype:
       raise CheckpointError(
         f'{path}: {jax.tree_util.keystr(name)} is {got.dtype}{list(got.shape)}, '
@@ -107,30 +108,40 @@ def latest(directory: pathlib.Path, template: Any) -> Checkpoint | None:
 
 
 def go_on(
-  path: pathlib.Path | None,
+  sound: Sequence[checkpoint_files.Stored],
   config: config_lib.Config,
   make_learner: Callable[[int], learner_lib.Learner],
 ) -> tuple[learner_lib.Learner, Checkpoint | None]:
   """The learner of a run that goes on from a checkpoint, and what is in that.
 
+  Newer ones of another network, if an older one fits, are foreign and put aside.
+
   Args:
-    path: of a sound one; None for a run from its beginning.
+    sound: the checkpoints, oldest first; none for a run from its beginning.
     config: of the run.
     make_learner: see `Components.make_learner`.
 
   Raises:
-    CheckpointError: the file is of another network.
+    CheckpointError: all are of another network.
   """
-  if path is None:
+  if not sound:
     return make_learner(0), None
-  metadata = checkpoint_files.read_metadata(path)
-  # The schedule goes on where it was, with updates of today's size.
-  learner = make_learner(
-    checkpoint_files.frames_ahead(metadata, config.frames_per_update)
-  )
-  checkpoint = load(path, learner.template())
-  logging.info('goes on from %s', path)
-  return learner, checkpoint
+  foreign: list[tuple[pathlib.Path, CheckpointError]] = []
+  for path, metadata in reversed(sound):
+    # The schedule goes on where it was, with updates of today's size.
+    learner = make_learner(
+      checkpoint_files.frames_ahead(metadata, config.frames_per_update)
+    )
+    try:
+      checkpoint = load(path, learner.template())
+    except CheckpointError as e:
+      foreign.append((path, e))
+      continue
+    for other, why in foreign:
+      checkpoint_files.put_aside(other, str(why))
+    logging.info('goes on from %s', path)
+    return learner, checkpoint
+  raise foreign[0][1]
 
 
 class Saver:
@@ -157,7 +168,8 @@ class Saver:
   ):
     self._directory = directory
     self._keep = keep
-    self._sound = [s.path for s in sound]
+    # Some may have turned out to be of another network, and were put aside.
+    self._sound = [s.path for s in sound if s.path.exists()]
     self._lineage = lineage
     self._check = check
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')

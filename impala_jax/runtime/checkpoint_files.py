@@ -7,6 +7,7 @@ JAX, so that a launcher can look at them.
 
 import hashlib
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -104,14 +105,15 @@ def judged(path: pathlib.Path, decode: Callable[[], Any]) -> dict[str, Any]:
   if not isinstance(data.get('state'), dict):
     raise CheckpointError(f'{path} is not a checkpoint: it holds no state')
   metadata = data['metadata']
-  for name, kinds, least in (
-    ('updates', int, 'needed'),
-    ('frames', int, 'needed'),
-    ('episodes', int, 0),
-    ('wall_seconds', int | float, 0),
+  for name, kinds, default, end in (
+    ('updates', int, None, 2**31),
+    ('frames', int, None, 2**63),
+    ('episodes', int, 0, 2**63),
+    ('wall_seconds', int | float, 0, 1e12),
   ):
-    value = metadata.get(name, least)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not value >= 0:
+    value = metadata.get(name, default)
+    right = isinstance(value, kinds) and not isinstance(value, bool)
+    if not right or not 0 <= value < end:
       raise CheckpointError(
         f'{path} is not a checkpoint: its {name} is {metadata.get(name)!r}'
       )
@@ -122,7 +124,7 @@ def newest(directory: pathlib.Path) -> Stored | None:
   """The newest sound one; damaged ones are skipped with a warning."""
   for path in reversed(paths(directory)):
     try:
-      return Stored(path, read_metadata(path))
+      return stored(path)
     except CheckpointError as e:
       logging.warning('skipped: %s', e)
   return None
@@ -141,16 +143,24 @@ def survey(
   sound, others = [], []
   for path in paths(directory):
     try:
-      metadata = read_metadata(path)
+      one = stored(path)
     except CheckpointError as e:
-      if path.exists():  # Else the run goes on meanwhile, and has deleted it.
+      if os.path.lexists(path):  # Else the run goes on meanwhile, and has deleted it.
         others.append((path, str(e)))
       continue
-    if why := foreign(metadata):
+    if why := foreign(one.metadata):
       others.append((path, f'{path} is of another run: {"; ".join(why)}'))
     else:
-      sound.append(Stored(path, metadata))
+      sound.append(one)
   return Survey(sound, others)
+
+
+def stored(path: pathlib.Path) -> Stored:
+  """One file. Raises CheckpointError also where its name tells another number."""
+  metadata = read_metadata(path)
+  if path != path_of(path.parent, metadata['updates']):
+    raise CheckpointError(f'{path} holds another number: {metadata["updates"]} updates')
+  return Stored(path, metadata)
 
 
 def put_aside(path: pathlib.Path, why: str) -> None:

@@ -79,21 +79,15 @@ def cut_json_lines(
 def _record(line: bytes) -> dict[str, Any]:
   try:
     found = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return {}
   return found if isinstance(found, dict) else {}
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
   """Records of a `.jsonl` file; a line cut off by a crash is skipped."""
-  records = []
-  if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        records.append(json.loads(line))
-      except ValueError:
-        continue
-  return records
+  lines = path.read_bytes().splitlines() if path.exists() else []
+  return [record for record in map(_record, lines) if record]
 
 
 def as_name(text: str, longest: int = 60) -> str:

@@ -166,6 +166,31 @@ def test_a_right_checksum_over_foreign_content_is_no_checkpoint(folder, payload)
   assert _names(folder) == ['00001.msgpack', '00009.msgpack.damaged']
 
 
+def test_strange_bytes_are_refused_and_nothing_else_happens(folder):
+  """What a disk or a stranger does to a file: it is sound as it was, or refused."""
+  rng = np.random.default_rng(14)
+  good = checkpointing.save(folder, 3, {'x': np.arange(5)}, _metadata(3))
+  content = good.read_bytes()
+  payload = checkpoint_files.payload(good)
+  path = folder / 'checkpoint_0000000009.msgpack'
+  for trial in range(500):
+    if trial % 2:  # With a right checksum.
+      changed = bytearray(payload)
+      changed[rng.integers(len(changed))] = rng.integers(256)
+      _forge(path, bytes(changed[: rng.integers(1, len(changed) + 1)]))
+    else:
+      changed = bytearray(content)
+      changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+      path.write_bytes(changed[: rng.integers(len(changed) + 1)])
+    for read in (checkpointing.read, checkpoint_files.read_metadata):
+      try:
+        read(path)
+      except checkpointing.CheckpointError:
+        continue
+      assert trial % 2
+    assert checkpoint_files.newest(folder).path == good
+
+
 @pytest.mark.parametrize('keep', [1, 2, 3])
 def test_sound_files_are_never_deleted_for_unsound_ones(folder, keep):
   state = _state()
@@ -173,6 +198,9 @@ def test_sound_files_are_never_deleted_for_unsound_ones(folder, keep):
   other = synthetic.config(network__hidden='7', optimizer__momentum='0.5')
   for step in (1, 3, 7):
     checkpointing.save(folder, step, state, _metadata(step, **mine))
+  checkpointing.save(folder, 9_001, state, _metadata(7, **mine))  # A copy.
+  (folder / 'checkpoint_0000009002.msgpack').mkdir()
+  (folder / 'checkpoint_0000009003.msgpack').symlink_to('nowhere')
   for step in (2, 8, 9_000):  # Below, beside and far above those that are sound.
     damaged = checkpointing.save(folder, step, state, _metadata(step, **mine))
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -182,7 +210,7 @@ def test_sound_files_are_never_deleted_for_unsound_ones(folder, keep):
   sound = _take_over(folder)
   assert [s.metadata['updates'] for s in sound] == [1, 3, 7]
   aside = [n for n in _names(folder) if n.endswith('.damaged')]
-  assert len(aside) == 4
+  assert len(aside) == 7
   saver = checkpointing.Saver(folder, keep, sound)
   for step in (7, 10, 11):  # A run that ends at once saves the same number again.
     saver.save(step, lambda: state, _metadata(step, **mine))
@@ -200,6 +228,10 @@ def test_sound_files_are_never_deleted_for_unsound_ones(folder, keep):
 
 
 def test_a_run_does_not_begin_anew_by_itself(folder):
+  (folder / 'checkpoint_0000000001.msgpack').symlink_to('nowhere')
+  with pytest.raises(checkpointing.CheckpointError, match=r'cannot read .*1.msgpack'):
+    _take_over(folder)
+  (folder / 'checkpoint_0000000001.msgpack').unlink()
   path = checkpointing.save(folder, 5, _state(), _metadata(5))
   path.write_bytes(path.read_bytes()[:-1])
   (folder / 'checkpoint_0000000004.msgpack').touch()
@@ -257,3 +289,32 @@ def test_sound_files_of_another_run_are_not_gone_on_from(folder):
   (folder / 'checkpoint_0000000002.msgpack').unlink()
   own = own_checkpoints.take_over(RunDirectory(folder.parent), _CONFIG)
   assert own.sound[-1].metadata['lineage'] == own.lineage
+
+
+@pytest.mark.parametrize(
+  'state',
+  [{}, {'params': 5}, {'params': {}, 'opt_state': {}, 'updates': 1}],
+)
+def test_a_newer_one_of_another_network_is_foreign_if_an_older_one_fits(folder, state):
+  make = lambda ahead: synthetic.make_learner(_CONFIG)
+  fits = checkpointing.save(folder, 3, _state(), _metadata(3))
+  checkpointing.save(folder, 8, state, _metadata(8))
+  sound = _take_over(folder)
+  assert len(sound) == 2
+  _, resume = checkpointing.go_on(sound, _CONFIG, make)
+  assert resume.path == fits
+  assert _names(folder) == ['00003.msgpack', '00008.msgpack.damaged']
+  saver = checkpointing.Saver(folder, 2, sound)
+  saver.save(9, _state, _metadata(9))
+  saver.wait()
+  saver.close()
+  assert _names(folder)[0] == '00003.msgpack'
+
+
+def test_where_none_fits_the_settings_are_wrong_not_the_files(folder):
+  for step in (1, 2):
+    checkpointing.save(folder, step, {'params': 5}, _metadata(step))
+  make = lambda ahead: synthetic.make_learner(_CONFIG)
+  with pytest.raises(checkpointing.CheckpointError, match=r'2\.msgpack is of another'):
+    checkpointing.go_on(_take_over(folder), _CONFIG, make)
+  assert _names(folder) == ['00001.msgpack', '00002.msgpack']

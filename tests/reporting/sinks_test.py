@@ -97,10 +97,11 @@ def test_a_half_written_line_does_not_swallow_the_next(tmp_path, half):
 
 def test_strange_lines_of_before_stand_and_end_nobody(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  strange = '[]\n7\n{"updates": null}\n{"updates": "many"}\nnot JSON\n'
-  path.write_text(strange)
+  strange = '\udcff\n[]\n7\n{"updates": null}\n{"updates": "many"}\nnot JSON\n'
+  path.write_text(strange, errors='surrogateescape')
   _run(tmp_path, (1, 20))
-  assert path.read_text().startswith(strange)
+  assert path.read_text(errors='surrogateescape').startswith(strange)
+  assert files.read_json_lines(path)[-1]['frames'] == 20
   assert not (tmp_path / 'metrics.cut.jsonl').exists()
 
 

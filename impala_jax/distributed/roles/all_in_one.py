@@ -52,12 +52,13 @@ def run(
       this run.
   """
   config = parts.config
-  run = own = newest = None
+  run = own = None
   if run_dir is not None:
     run = RunDirectory(run_dir)
     own = own_checkpoints.take_over(run, config)
-    newest = own.sound[-1].path if own.sound else None
-  learner, resume = checkpointing.go_on(newest, config, parts.make_learner)
+  learner, resume = checkpointing.go_on(
+    own.sound if own else (), config, parts.make_learner
+  )
   control = board.Board(config.environment.levels)
   queue = local_transport.LocalTransport(
     parts.layout, config.learner.batch_size, config.queue_capacity

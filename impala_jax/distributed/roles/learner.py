@@ -19,7 +19,13 @@ from impala_jax.learning import agreement, checkpointing, own_checkpoints
 from impala_jax.learning import loop as learner_loop
 from impala_jax.learning import recorder as recorder_lib
 from impala_jax.reporting import record, sinks
-from impala_jax.runtime import files, lease, role_environment, stage
+from impala_jax.runtime import (
+  checkpoint_files,
+  files,
+  lease,
+  role_environment,
+  stage,
+)
 from impala_jax.runtime.run_directory import RunDirectory
 
 _GOODBYE_TIMEOUT = 10.0  # Seconds that a learner waits for its clients to leave.
@@ -68,11 +74,16 @@ def _learn(
   config, run = parts.config, RunDirectory(here.run_dir)
   first = gang.index == 0
   stage.enter('making the network')
-  # Other learners read it, too, and learner 0 alone judges what is there.
   own = own_checkpoints.take_over(run, config) if first else None
-  name = gang.spread(own.sound[-1].path.name if own and own.sound else '')
-  path = run.checkpoints / name if name else None
-  learner, resume = checkpointing.go_on(path, config, parts.make_learner)
+  if own is not None:
+    learner, resume = checkpointing.go_on(own.sound, config, parts.make_learner)
+    gang.spread(resume.path.name if resume else '')
+  else:
+    # Learner 0 judges what is there; the others read what it goes on from.
+    name = gang.spread()
+    chosen = checkpoint_files.stored(run.checkpoints / name) if name else None
+    sound = [chosen] if chosen else []
+    learner, resume = checkpointing.go_on(sound, config, parts.make_learner)
   keys = run_keys.folder_of(config, run.path)
   with contextlib.ExitStack() as stack:
     levels = config.environment.levels
