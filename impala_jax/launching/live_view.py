@@ -110,10 +110,12 @@ def panel(
 
   `history` collects returns for the small curve.
   """
-  title = f'[bold]impala_jax[/bold]  {config.name}: {_levels(config)}'
+  # Of names, paths and causes none is read as markup.
+  words = f'  {config.name}: {_levels(config)}'
+  title = rich.text.Text.assemble(('impala_jax', 'bold'), words)
   if not status:
     waiting = rich.text.Text(f'{seconds:.0f} s: {phase} …')
-    return rich.panel.Panel(waiting, title=title, subtitle=str(run_dir))
+    return rich.panel.Panel(waiting, title=title, subtitle=rich.text.Text(str(run_dir)))
   grid = rich.table.Table.grid(padding=(0, 2))
   grid.add_column(style='cyan', justify='right', no_wrap=True)
   grid.add_column(ratio=1)
@@ -166,9 +168,10 @@ def panel(
     grid.add_row('engines', engines)
   for line in status.get('given_up', ()):
     grid.add_row('level', rich.text.Text(line, style='bold red'))
-  grid.add_row('bottleneck', f'[yellow]{status["bottleneck"]}[/yellow]')
+  grid.add_row('bottleneck', rich.text.Text(status['bottleneck'], style='yellow'))
   _add_levels(grid, status)  # Last: many of them may not fit on the screen.
-  return rich.panel.Panel(grid, title=title, subtitle=f'{phase} · {run_dir}')
+  subtitle = rich.text.Text(f'{phase} · {run_dir}')
+  return rich.panel.Panel(grid, title=title, subtitle=subtitle)
 
 
 def print_config(config: config_lib.Config) -> None:
@@ -257,7 +260,10 @@ def _scores_in_words(status: dict[str, Any]) -> str:
 def _add_levels(grid: rich.table.Table, status: dict[str, Any]) -> None:
   by_level = _starting_with(status, 'episode_return/')
   if by_level:
-    words = [f'{level} {_number(value, 1)}' for level, value in by_level.items()]
+    words = [
+      rich.text.Text(f'{level} {_number(value, 1)}')
+      for level, value in by_level.items()
+    ]
     grid.add_row('by level', rich.columns.Columns(words, padding=(0, 2)))
 
 

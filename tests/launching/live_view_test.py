@@ -79,6 +79,18 @@ def test_many_levels_come_last_and_are_not_broken_over_lines():
   assert 'and 28 more levels' in lines[0]
 
 
+def test_nothing_is_read_as_markup():
+  odd = 'a[/b] [red]'
+  out = io.StringIO()
+  console = rich.console.Console(file=out, width=300)
+  status = _STATUS | {'bottleneck': odd, f'episode_return/{odd}': 1.0}
+  for shown in ({}, status):
+    console.print(
+      live_view.panel(_config((odd,)), pathlib.Path(odd), shown, f'why: {odd}', [])
+    )
+  assert out.getvalue().count(odd) == 3 + 5
+
+
 def test_plain_lines(capsys):
   with live_view.make('plain', _config(('a', 'b')), pathlib.Path('run')) as show:
     show(_STATUS | _SCORES, 'running')

@@ -67,6 +67,7 @@ def _connect_devices(gang: learner_gang.Gang, host: str) -> None:
     address = endpoints.join(host or ports.LOOPBACK, port)
     bind = address if not host else None
   ports.bypass_proxy()
+  jax.config.update('jax_check_proxy_envs', False)  # It would warn of them.
   on_stop = signal.getsignal(signal.SIGTERM)
   # For learners on CPUs; others have means of their own.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')

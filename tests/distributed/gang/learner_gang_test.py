@@ -49,6 +49,7 @@ def test_two_processes_give_the_update_of_one_with_all_devices(
     for process in processes:
       output, _ = process.communicate(timeout=240)
       assert process.returncode == 0, output
+      assert 'proxy' not in output
   learner = synthetic.make_learner(synthetic.config(), 2 * devices)
   state = learner.init(0)
   first = jax.tree.leaves(learner_lib.to_host(learner.snapshot(state)))
