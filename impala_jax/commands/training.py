@@ -107,6 +107,8 @@ def run(args: argparse.Namespace, config_name: str, short: Mapping[str, object])
     engine = _engine(args)
     config = _resolve(config, args, engine)
     if args.check:
+      if not args.resume:
+        run_directory.check(args.run_dir)
       # Late: it loads JAX, which this process can do without.
       from impala_jax import components
 
@@ -185,7 +187,7 @@ def _resolve(
 
 def _engine(args: argparse.Namespace) -> backend.Backend:
   """Where the run goes."""
-  if args.check:
+  if args.check and not (args.launcher or args.launcher_set):
     return backends.get(site_launcher.FOREGROUND)
   choice = site_launcher.choose(args.launcher)
   if not args.launcher and choice.launcher != site_launcher.FOREGROUND:

@@ -32,20 +32,20 @@ def write_json(path: pathlib.Path, data: Any) -> None:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """What `write_json` wrote; empty if it is not there."""
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
+    found = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError):
     return {}
+  return found if isinstance(found, dict) else {}
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Records of a `.jsonl` file; a line cut off by a crash is skipped."""
+  """Records of a `.jsonl` file; a line cut off by a crash, or no object, is skipped."""
   records = []
   if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        records.append(json.loads(line))
-      except ValueError:
-        continue
+    for line in path.read_text(errors='replace').splitlines():
+      with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(record := json.loads(line), dict):
+          records.append(record)
   return records
 
 
@@ -73,6 +73,16 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
 
+def what_is_full(*paths: str) -> str:
+  """Which file systems of `paths`, of temporary files and of shared memory are full.
+
+  In words; empty where none is.
+  """
+  places = [*paths, os.getcwd(), tempfile.gettempdir(), _SHARED_MEMORY]
+  full = dict.fromkeys(m for m in map(_mount, places) if _is_full(m))
+  return '; '.join(map(_usage, full))
+
+
 def explain(error: OSError) -> str:
   """One line: the file, what is wrong with it, and where no room is left, what is full.
 
@@ -85,9 +95,8 @@ def explain(error: OSError) -> str:
     return words
   if error.filename is not None:
     return f'{words}: {_usage(_mount(os.fsdecode(error.filename)))}'
-  places = [os.getcwd(), tempfile.gettempdir(), _SHARED_MEMORY]
-  full = {m: None for m in map(_mount, places) if _is_full(m)}
-  return ': '.join([words, *(['; '.join(map(_usage, full))] if full else [])])
+  full = what_is_full()
+  return f'{words}: {full}' if full else words
 
 
 def _mount(path: str) -> str:

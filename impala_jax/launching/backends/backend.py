@@ -150,7 +150,7 @@ def read_launch(run_dir: pathlib.Path) -> Launch:
     raise BackendError(
       f'no launched run in {str(run_dir)!r} ({e.strerror}: launch.json)'
     ) from e
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
     raise BackendError(f'{path} is unreadable: {e!r}') from e
 
 
