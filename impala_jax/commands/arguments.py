@@ -36,6 +36,14 @@ class Parser(argparse.ArgumentParser):
       allow_abbrev=False,
     )
 
+  def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+    # argparse takes the value of --flag=-- for the end of flags, and leaves no value.
+    if arg_strings == ['--'] and action.nargs is None:
+      if not action.option_strings:
+        self.error(f'{action.metavar} is missing')
+      return self._get_value(action, '--')
+    return super()._get_values(action, arg_strings)
+
   def error(self, message: str) -> NoReturn:
     raise Mistake(message)
 

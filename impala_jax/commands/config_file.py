@@ -27,7 +27,7 @@ def load(given: str) -> config_lib.Config:
     data = json.loads(pathlib.Path(given).read_bytes())
   except OSError as e:
     raise config_lib.ConfigError(f'--config={given}: {e.strerror}') from e
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise config_lib.ConfigError(f'--config={given}: is no JSON: {e}') from e
   if isinstance(data, dict) and 'config' in data:
     data = data['config']

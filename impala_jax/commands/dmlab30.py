@@ -62,7 +62,7 @@ def add_flags(parser: arguments.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
   return training.run(
     args,
-    args.config or _CONFIGS[args.suite or 'dmlab'],
+    _CONFIGS[args.suite or 'dmlab'] if args.config is None else args.config,
     {
       'environment.suite': args.suite,
       'environment.levels': ','.join(args.levels) if args.levels else None,

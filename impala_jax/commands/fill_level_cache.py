@@ -228,6 +228,8 @@ def run(args: argparse.Namespace) -> int:
     config = _configure(args)
     directory = pathlib.Path(config.of_suite(dmlab_suite.Settings).level_cache)
     _check_directory(directory)
+    if args.report:  # Hours later would be too late to find out.
+      pathlib.Path(args.report).touch()
   except config_lib.ConfigError as e:
     raise arguments.Mistake(str(e)) from e
   signal.signal(signal.SIGTERM, _terminate)

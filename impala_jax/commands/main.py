@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import importlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -149,7 +150,7 @@ def _run(name: str, argv: Sequence[str], typed: Mapping[str, str]) -> int:
     args.commands = typed
     return module.run(args)
   except arguments.Mistake as e:
-    print(f'impala_jax: {e}', file=sys.stderr)
+    print(f'impala_jax: {_shortened(str(e))}', file=sys.stderr)
     return 2
   except ModuleNotFoundError as e:
     if (e.name or 'impala_jax').partition('.')[0] == 'impala_jax':
@@ -165,8 +166,13 @@ def _run(name: str, argv: Sequence[str], typed: Mapping[str, str]) -> int:
   except BrokenPipeError:
     raise
   except OSError as e:
-    print(f'impala_jax: {files.explain(e)}', file=sys.stderr)
+    print(f'impala_jax: {_shortened(files.explain(e))}', file=sys.stderr)
     return 1
+
+
+def _shortened(text: str) -> str:
+  """Without the middle of a word that nobody would read to its end."""
+  return re.sub(r'(\S{150})\S{100,}(\S{40})', r'\1...\2', text)
 
 
 def _module(name: str) -> Command:

@@ -33,4 +33,6 @@ def add_flags(parser: arguments.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   games = ','.join(args.game) if args.game else None
-  return training.run(args, args.config or 'small', {'environment.levels': games})
+  return training.run(
+    args, 'small' if args.config is None else args.config, {'environment.levels': games}
+  )

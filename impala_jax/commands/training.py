@@ -140,6 +140,8 @@ def _run(
       )
       print(f'{run_dir}: {standing.describe(config)}', file=sys.stderr)
     if args.check:
+      if not args.resume:
+        run_directory.check(args.run_dir)
       # Late: it loads JAX, which this process can do without.
       from impala_jax import components
 
@@ -212,7 +214,7 @@ def _resolve(
 
 def _engine(args: argparse.Namespace) -> backend.Backend:
   """Where the run goes."""
-  if args.check:
+  if args.check and not (args.launcher or args.launcher_set):
     return backends.get(site_launcher.FOREGROUND)
   choice = site_launcher.choose(args.launcher)
   if not args.launcher and choice.launcher != site_launcher.FOREGROUND:

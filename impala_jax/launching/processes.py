@@ -5,7 +5,7 @@ import pathlib
 import signal
 
 from impala_jax.distributed.roles import run as roles
-from impala_jax.runtime import role_environment
+from impala_jax.runtime import files, role_environment
 from impala_jax.runtime.run_directory import RunDirectory
 
 
@@ -59,6 +59,8 @@ def environment_of(
 
 
 def explain_exit(code: int) -> str:
+  if code == -signal.SIGBUS and (full := files.what_is_full()):
+    return f'was ended by signal SIGBUS, for {full}'
   if code < 0:
     return f'was ended by signal {signal.Signals(-code).name}'
   if code == roles.MISTAKE:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def create(config: config_lib.Config, path: str) -> pathlib.Path:
     levels = files.as_name('-'.join(config.environment.levels[:3]))
     stamp = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
     run_dir = pathlib.Path('runs') / f'{config.name}-{levels}-{stamp}'
+  check(path)
   try:
     run_dir.mkdir(parents=True, exist_ok=True)
     # Of two that want the same directory at once, one makes it.
@@ -48,6 +50,24 @@ def create(config: config_lib.Config, path: str) -> pathlib.Path:
       ) from None
     raise RunDirectoryError(f'cannot write {files.explain(e)}') from e
   return run_dir
+
+
+def check(path: str) -> None:
+  """Raises RunDirectoryError where `create` could not make a directory of that name."""
+  run_dir = parent = pathlib.Path(path)
+  try:
+    if path and RunDirectory(run_dir).config.exists():
+      raise RunDirectoryError(
+        f'--run_dir={path}: holds a run already; add --resume to go on with it'
+      )
+    while not parent.exists():
+      parent = parent.parent
+  except OSError as e:
+    raise RunDirectoryError(f'cannot write {files.explain(e)}') from e
+  if not parent.is_dir():
+    raise RunDirectoryError(f'--run_dir={path}: {parent} is no directory')
+  if not os.access(parent, os.W_OK):
+    raise RunDirectoryError(f'--run_dir={path}: {parent} cannot be written')
 
 
 def open_existing(path: str) -> tuple[pathlib.Path, config_lib.Config]:
@@ -64,7 +84,7 @@ def open_existing(path: str) -> tuple[pathlib.Path, config_lib.Config]:
     raise RunDirectoryError(
       f'--resume: no run in {path!r} ({e.strerror}: config.json)'
     ) from e
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
     raise RunDirectoryError(
       f'--resume: {run_dir}/config.json is unreadable: {e}'
     ) from e

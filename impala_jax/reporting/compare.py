@@ -77,7 +77,8 @@ def draw(
 def _records(run: pathlib.Path) -> list[dict[str, Any]]:
   """Those with an episode that has ended."""
   found = files.read_json_lines(RunDirectory(run).metrics)
-  found = [r for r in found if r.get('episode_return') is not None]
+  needed = ('frames', 'wall_seconds', 'agent_steps_per_second', 'episode_return')
+  found = [r for r in found if all(r.get(name) is not None for name in needed)]
   if not found:
     raise ValueError(f'{run}: no finished episode')
   return found

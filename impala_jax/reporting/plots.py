@@ -31,7 +31,7 @@ def learning_curve(run_dir: pathlib.Path) -> pathlib.Path | None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  records = files.read_json_lines(RunDirectory(run_dir).metrics)
+  records = _records(run_dir)
   evaluations = files.read_json_lines(RunDirectory(run_dir).evaluations)
   several = len(_levels_of(run_dir)[1]) > 1
   scores = list(_score_curves(records, evaluations)) if several else []
@@ -119,7 +119,7 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  records = files.read_json_lines(RunDirectory(run_dir).metrics)
+  records = _records(run_dir)
   training, evaluated = _points(run_dir, records)
   suite, configured = _levels_of(run_dir)
   seen = evaluated | training
@@ -152,6 +152,11 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   figure.savefig(path)
   pyplot.close(figure)
   return path
+
+
+def _records(run_dir: pathlib.Path) -> list[dict[str, Any]]:
+  found = files.read_json_lines(RunDirectory(run_dir).metrics)
+  return [r for r in found if 'frames' in r and 'wall_seconds' in r]
 
 
 _Points = dict[str, list[tuple[float, float]]]  # Frames and return, by level.

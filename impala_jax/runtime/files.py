@@ -41,9 +41,10 @@ def write_json(path: pathlib.Path, data: Any, secret: bool = False) -> None:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """What `write_json` wrote; empty if it is not there."""
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
+    found = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError):
     return {}
+  return found if isinstance(found, dict) else {}
 
 
 def cut_json_lines(
@@ -114,6 +115,16 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
 
+def what_is_full(*paths: str) -> str:
+  """Which file systems of `paths`, of temporary files and of shared memory are full.
+
+  In words; empty where none is.
+  """
+  places = [*paths, os.getcwd(), tempfile.gettempdir(), _SHARED_MEMORY]
+  full = dict.fromkeys(m for m in map(_mount, places) if _is_full(m))
+  return '; '.join(map(_usage, full))
+
+
 def explain(error: OSError) -> str:
   """One line: the file, what is wrong with it, and where no room is left, what is full.
 
@@ -126,9 +137,8 @@ def explain(error: OSError) -> str:
     return words
   if error.filename is not None:
     return f'{words}: {_usage(_mount(os.fsdecode(error.filename)))}'
-  places = [os.getcwd(), tempfile.gettempdir(), _SHARED_MEMORY]
-  full = {m: None for m in map(_mount, places) if _is_full(m)}
-  return ': '.join([words, *(['; '.join(map(_usage, full))] if full else [])])
+  full = what_is_full()
+  return f'{words}: {full}' if full else words
 
 
 def _mount(path: str) -> str:

@@ -1,5 +1,6 @@
 """What a role's process does before it can report: lines of its log, for launchers."""
 
+import contextlib
 import pathlib
 
 _MARK = 'STAGE: '
@@ -9,7 +10,8 @@ UNDER_WAY = 'under way'
 
 def enter(words: str) -> None:
   """This process does that from now on."""
-  print(f'{_MARK}{words}', flush=True)
+  with contextlib.suppress(OSError):  # Of a full disk something else will tell.
+    print(f'{_MARK}{words}', flush=True)
 
 
 def of_log(log: pathlib.Path) -> str:

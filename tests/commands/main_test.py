@@ -110,7 +110,6 @@ def test_mistakes_get_one_clear_line(capsys, argv, words):
     ('plot', '{}'),
     ('compare', '--out=x.png', '{}'),
     ('manage', 'status', '{}'),
-    ('fill_level_cache', '--levels=rooms_watermaze', '--level_cache={}'),
   ],
 )
 def test_a_name_too_long_for_any_file(capsys, tmp_path, monkeypatch, argv):
@@ -118,10 +117,56 @@ def test_a_name_too_long_for_any_file(capsys, tmp_path, monkeypatch, argv):
   code, out, err = run(capsys, *(x.format('a' * 300) for x in argv))
   assert code in (1, 2)
   assert out == ''
-  assert 'File name too long' in err or 'not installed here' in err
+  assert 'File name too long' in err
   assert err.startswith('impala_jax: ')
   assert 'Traceback' not in err
   assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_another_kind(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  deep = tmp_path / 'deep'
+  deep.mkdir()
+  for name in ('config.json', 'metrics.jsonl', 'launch.json'):
+    (deep / name).write_text('[' * 100_000)
+  odd = tmp_path / 'odd'
+  odd.mkdir()
+  (odd / 'metrics.jsonl').write_bytes(
+    b'\xff\n5\n{"frames": 1}\n{"episode_return": 1}\n'
+  )
+  (odd / 'config.json').write_text('{"config": []}')
+  for folder in ('deep', 'odd'):
+    for argv in (
+      ('train', '--resume', f'--run_dir={folder}'),
+      ('train', f'--config={folder}/config.json', '--check'),
+      ('plot', folder),
+      ('compare', '--out=x.png', folder),
+      ('evaluate', f'--run_dir={folder}'),
+      ('manage', 'status', folder),
+    ):
+      code, out, err = run(capsys, *argv)
+      assert code in (1, 2), argv
+      assert out == '', argv
+      assert err.startswith('impala_jax: '), argv
+
+
+@pytest.mark.parametrize(
+  ('argv', 'words'),
+  [
+    (['--config='], "--config='' is unknown"),
+    (['--config=catch', '--set=--'], "'--': write section.field=value"),
+    (['--config=catch', '--launcher_set=slurm.qos=x'], 'has no effect'),
+    (['--config=catch', '--launcher=--'], 'must be one of foreground'),
+    (['--config=catch', '--run_dir=/dev/null'], '/dev/null is no directory'),
+    (['--config=catch', f'--run_dir={"a" * 300}'], 'File name too long'),
+    (['--config=catch', f'--set={"a" * 5000}=1'], 'unknown setting'),
+  ],
+)
+def test_a_check_does_not_pass_what_would_be_refused(capsys, argv, words):
+  code, out, err = run(capsys, 'train', '--transport=local', '--check', *argv)
+  assert (code, out) == (2, '')
+  assert words in err
+  assert len(err) < 1500
 
 
 def test_a_missing_package_gets_one_clear_line():

@@ -12,7 +12,7 @@ import psutil
 
 from impala_jax.environments.engines import link as engine_link
 from impala_jax.environments.engines import process as engine_process
-from impala_jax.runtime import restarts
+from impala_jax.runtime import files, restarts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,8 @@ def _exit(status: int) -> str:
   if status >= 0:
     return f'its process ended with exit code {status}'
   try:
-    return f'its process was ended by {signal.Signals(-status).name}'
+    words = f'its process was ended by {signal.Signals(-status).name}'
+    full = files.what_is_full() if status == -signal.SIGBUS else ''
+    return f'{words}, for {full}' if full else words
   except ValueError:
     return f'its process was ended by signal {-status}'

@@ -27,6 +27,7 @@ import numpy as np
 from impala_jax import types
 from impala_jax.environments import specs
 from impala_jax.environments.engines import link as engine_link
+from impala_jax.runtime import files
 
 NO_SEED = -1  # In the slot of an environment that has no `episode_seed`.
 _MOST_WARNINGS = 100  # Of one engine.
@@ -169,7 +170,8 @@ class _Engine:
       # That of a person, who is better told at once than after some attempts.
       mistake = isinstance(error, ValueError | TypeError | ImportError | AttributeError)
       kind = 'mistake' if mistake and self._phase == 'start' else 'exception'
-      text = f'{type(error).__name__}: {error}'
+      words = files.explain(error) if isinstance(error, OSError) else error
+      text = f'{type(error).__name__}: {words}'
       frames = traceback.extract_tb(error.__traceback__)
       if len(frames) > 2:  # Beyond those of this file.
         text += f' ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})'

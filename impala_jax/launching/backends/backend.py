@@ -163,7 +163,7 @@ def read_launch(run_dir: pathlib.Path) -> Launch:
     raise BackendError(
       f'no launched run in {str(run_dir)!r} ({e.strerror}: launch.json)'
     ) from e
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
     raise BackendError(f'{path} is unreadable: {e!r}') from e
   if run_name.is_copy(run_dir, launch.run_dir, launch.program.name):
     raise BackendError(
