@@ -39,7 +39,8 @@ def draw(
     if not records:
       raise ValueError(f'{run}: no finished episode')
     frames = [r['frames'] for r in records]
-    (line,) = axes.plot(frames, [r['episode_return'] for r in records], label=run.name)
+    name = plots.no_formula(run.name)
+    (line,) = axes.plot(frames, [r['episode_return'] for r in records], label=name)
     evaluations = files.read_json_lines(RunDirectory(run).evaluations)
     axes.plot(
       [e['frames'] for e in evaluations],

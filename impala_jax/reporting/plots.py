@@ -90,7 +90,7 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   for axes, level in zip(grid.flat, levels, strict=False):
     known = registry.reference(suite, level)
     _draw_level(axes, known, training.get(level), evaluated.get(level))
-    axes.set_title(level, fontsize=8)
+    axes.set_title(no_formula(level), fontsize=8)
     handles, labels = axes.get_legend_handles_labels()
     legend |= dict(zip(labels, handles, strict=True))
   for axes in grid.flat[len(levels) :]:
@@ -193,12 +193,17 @@ def _nice_step(about: float) -> float:
 
 
 def _title(run_dir: pathlib.Path, records: list[dict[str, Any]]) -> str:
-  name = run_dir.resolve().name
+  name = no_formula(run_dir.resolve().name)
   if not records:
     return name
   last = records[-1]
   minutes = last['wall_seconds'] / 60
   return f'{name}: {short(last["frames"])} frames in {minutes:.1f} minutes'
+
+
+def no_formula(name: str) -> str:
+  """So that matplotlib draws a name as it is, dollars included."""
+  return name.replace('$', r'\$')
 
 
 def short(x: float) -> str:
