@@ -31,7 +31,7 @@ Show = Callable[[dict[str, Any], str], None]
 def make(kind: str, config: config_lib.Config, run_dir: pathlib.Path) -> Iterator[Show]:
   """A function that shows (status, phase), for as long as the context lasts."""
   if kind == 'auto':
-    kind = 'live' if sys.stdout.isatty() else 'plain'
+    kind = 'live' if sys.stdout and sys.stdout.isatty() else 'plain'
   if kind == 'live':
     console = rich.console.Console()
     history: list[float] = []

@@ -3,6 +3,8 @@
 import pathlib
 from typing import Any
 
+from impala_jax.reporting import plots
+
 _BAR = '#4c78a8'
 _POOR = '#d62728'
 _ROW = 0.27  # Inches.
@@ -82,7 +84,7 @@ def _draw_rows(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.text(end + 0.012 * span, place, words + row['note'], va='center', fontsize=7.5,
               color=_POOR if row['note'] else '#222222', zorder=4,
               bbox={'facecolor': 'white', 'lw': 0, 'pad': 0.6})  # fmt: skip
-  axes.set_yticks(list(places), [r['name'] for r in rows], fontsize=8)
+  axes.set_yticks(list(places), [plots.no_formula(r['name']) for r in rows], fontsize=8)
   axes.set_ylim(len(rows) - 0.4, -0.6)
   # Room for the numbers, and for words where there are some.
   room = 0.28 if any(r['note'] for r in rows) else 0.09
@@ -105,7 +107,7 @@ def _draw_references(axes: Any, full: str) -> None:
 
 def _title(report: dict[str, Any]) -> str:
   frames = report['checkpoint']['frames']
-  line = f'{report["run"]}: {report["episodes"]} episodes a level'
+  line = f'{plots.no_formula(report["run"])}: {report["episodes"]} episodes a level'
   if frames is not None:
     line += f', after {frames:,} frames'
   if not report['complete']:

@@ -40,7 +40,7 @@ def draw(
       (r['frames'], plots.scores_of(r).get(score) if score else r['episode_return'])
       for r in records
     ]
-    (line,) = axes.plot(*_drawn(trained), label=run.name)
+    (line,) = axes.plot(*_drawn(trained), label=plots.no_formula(run.name))
     evaluations = files.read_json_lines(RunDirectory(run).evaluations)
     evaluated = [
       (e['frames'], e.get('scores', {}).get(score) if score else e['mean'])

@@ -137,7 +137,7 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
     known = registry.reference(suite, level)
     _draw_level(axes, known, training.get(level), evaluated.get(level))
     tested = '' if level.endswith(known.name) else f'\nevaluated on {known.name}'
-    axes.set_title(f'{level}{tested}', fontsize=8)
+    axes.set_title(no_formula(f'{level}{tested}'), fontsize=8)
     handles, labels = axes.get_legend_handles_labels()
     legend |= dict(zip(labels, handles, strict=True))
   for axes in grid.flat[len(levels) :]:
@@ -245,12 +245,17 @@ def _nice_step(about: float) -> float:
 
 
 def _title(run_dir: pathlib.Path, records: list[dict[str, Any]]) -> str:
-  name = run_dir.resolve().name
+  name = no_formula(run_dir.resolve().name)
   if not records:
     return name
   last = records[-1]
   minutes = last['wall_seconds'] / 60
   return f'{name}: {short(last["frames"])} frames in {minutes:.1f} minutes'
+
+
+def no_formula(name: str) -> str:
+  """So that matplotlib draws a name as it is, dollars included."""
+  return name.replace('$', r'\$')
 
 
 def short(x: float) -> str:

@@ -15,7 +15,7 @@ from tests.launching import programs
 _SBATCH = """#!/bin/sh
 case "$2" in *"${REFUSED:-no such script}"*) echo 'sbatch: no' >&2; exit 1;; esac
 echo "$2" >> $SLURM/submitted
-env | grep SBATCH_ | sort > "$SLURM/$(basename "$2").variables"
+env | grep -E "^S(BATCH|LURM)_" | sort > "$SLURM/$(basename "$2").variables"
 wc -l < $SLURM/submitted
 """
 _SCANCEL = """#!/bin/sh
@@ -126,9 +126,12 @@ def test_scripts_win_over_the_shell_and_sites_choose_the_rest(
     'QOS',
   ):
     monkeypatch.setenv(f'SBATCH_{name}', 'mine')
+  # A shell within another job, whose srun would not go with ours.
+  for name in ('JOB_ID', 'MEM_PER_CPU', 'CONF'):
+    monkeypatch.setenv(f'SLURM_{name}', 'mine')
   settings = ['max_array_size=2', 'learner_partition=gpu', 'extra=--qos=low']
   engine = backends.get('slurm', [f'slurm.{s}' for s in settings])
   engine.submit(programs.make(str(tmp_path / 'run'), 2))
-  chosen = {'SBATCH_ACCOUNT': 'mine'}
+  chosen = {'SBATCH_ACCOUNT': 'mine', 'SLURM_CONF': 'mine'}
   assert slurm.told('learner.sbatch') == chosen
   assert slurm.told('actor-000000.sbatch') == chosen | {'SBATCH_PARTITION': 'mine'}

@@ -12,7 +12,12 @@ pytest.importorskip('matplotlib')
 
 def _write(run_dir, levels=(), suite='atari', count=5, evaluations=True):
   lines = [
-    {'frames': 100 * i, 'wall_seconds': 2.0 * i, 'episode_return': 3.0 * i}
+    {
+      'frames': 100 * i,
+      'wall_seconds': 2.0 * i,
+      'episode_return': 3.0 * i,
+      'agent_steps_per_second': 50.0,
+    }
     | {f'episode_return/{x}': 1.0 * i + k for k, x in enumerate(levels)}
     for i in range(count)
   ]
@@ -102,6 +107,17 @@ def test_the_command(tmp_path, capsys):
     str(tmp_path / f'{x}_curve{s}.png') for x, s in (('learning', ''), ('level', 's'))
   ]
   assert main.main(['plot']) == 2
+
+
+def test_names_are_no_formulas(tmp_path):
+  name = r'a$\frac$b^{_c'
+  run_dir = tmp_path / name
+  run_dir.mkdir()
+  _write(run_dir, [name, 'pong'])
+  out = tmp_path / 'compared.png'
+  assert main.main(['plot', str(run_dir)]) == 0
+  assert main.main(['compare', f'--out={out}', str(run_dir)]) == 0
+  assert out.exists()
 
 
 def test_numbers_in_short():

@@ -31,6 +31,8 @@ _CHOICES = {
   'SBATCH_PARTITION': 'partition', 'SBATCH_QOS': 'qos',
   'SBATCH_RESERVATION': 'reservation', 'SBATCH_TIMELIMIT': 'time',
 }  # fmt: skip
+# What a job is told, and this is not: a shell within another job.
+_OF_A_JOB = re.compile('SLURMD?_(?!(CONF|CONF_SERVER|CLUSTERS|JWT)$)')
 _LEAVE_TIMEOUT = 45.0  # Seconds for actors to leave a run that has ended.
 _CANCEL_TIMEOUT = 90.0  # Seconds until Slurm's SIGKILL must have worked.
 _STATES = {
@@ -187,10 +189,11 @@ def _slurm(*argv: str, keep: Sequence[str] = ()) -> str:
     *argv: the command.
     keep: variables with such defaults that count all the same.
   """
+  within = 'SLURM_JOB_ID' in os.environ
   environment = {
     name: value
     for name, value in os.environ.items()
-    if not _DEFAULTS.match(name) or name in keep
+    if name in keep or not (_DEFAULTS.match(name) or (within and _OF_A_JOB.match(name)))
   }
   return backend.run_command(argv, environment=environment)
 
