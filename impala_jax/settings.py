@@ -10,6 +10,7 @@ import difflib
 import functools
 import numbers
 import typing
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -84,6 +85,11 @@ _REPRESENTABLE = Constraint(
   'must lie between -2^63 and 2^63',
   lambda x: not isinstance(x, numbers.Integral) or abs(int(x)) < 2**63,
 )
+# Of all texts: they go into scripts, logs and file names.
+_PLAIN = Constraint(
+  'must hold no control characters',
+  lambda x: not any(unicodedata.category(c) == 'Cc' for t in _texts(x) for c in t),
+)
 NOT_EMPTY = Constraint('must not be empty', lambda x: len(x) > 0)
 
 
@@ -91,6 +97,11 @@ def shown(value: Any) -> str:
   """`repr` of what a user gave, for errors; the middle of a long one is left out."""
   text = repr(value)
   return text if len(text) <= _SHOWN else f'{text[:150]}...{text[-40:]}'
+
+
+def _texts(value: Any) -> Iterator[str]:
+  items = value if isinstance(value, tuple) else (value,)
+  return (item for item in items if isinstance(item, str))
 
 
 def _amount(number: float, why: str = '') -> str:
@@ -232,7 +243,7 @@ def out_of_range(section: Section, prefix: str = '') -> list[str]:
     if dataclasses.is_dataclass(value):
       found += out_of_range(typing.cast(Section, value), f'{name}.')
       continue
-    constraints = (*field.metadata['setting'].constraints, _REPRESENTABLE)
+    constraints = (_PLAIN, *field.metadata['setting'].constraints, _REPRESENTABLE)
     wrong = [c for c in constraints if not c.holds(value)]
     found += [f'{name} is {shown(value)}: {c.allowed}' for c in wrong[:1]]
   for field_name, allowed in getattr(section, 'relations', tuple)():

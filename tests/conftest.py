@@ -2,7 +2,16 @@
 
 import os
 
+import hypothesis
 import pytest
+
+# No test is about time: a busy machine is slow, and that is no failure.
+hypothesis.settings.register_profile(
+  'patient',
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('patient')
 
 pytest_plugins = ['tests.sets', 'tests.unsteady']
 

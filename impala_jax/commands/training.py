@@ -141,7 +141,7 @@ def _run(
       print(f'{run_dir}: {standing.describe(config)}', file=sys.stderr)
     if args.check:
       if not args.resume:
-        run_directory.check(args.run_dir)
+        run_directory.check(args.run_dir or '')
       # Late: it loads JAX, which this process can do without.
       from impala_jax import components
 

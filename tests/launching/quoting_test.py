@@ -183,11 +183,10 @@ def test_control_characters_are_refused_in_every_option(launcher, character):
       backends.get(launcher, [setting])
 
 
-@pytest.mark.parametrize(
-  ('extra', 'words'), [('--comment="a', 'No closing quotation'), ('a\\', 'No escaped')]
-)
-def test_more_arguments_are_whole(extra, words):
-  with pytest.raises(config_lib.ConfigError, match=rf'slurm\.extra is .*{words}'):
+@pytest.mark.parametrize('extra', ['--comment="a', 'a\\'])
+def test_more_arguments_are_whole(extra):
+  words = r'slurm\.extra is .*: must be arguments, quoted as in a shell'
+  with pytest.raises(config_lib.ConfigError, match=words):
     backends.get('slurm', [f'slurm.extra={extra}'])
 
 

@@ -52,7 +52,7 @@ def get(name: str, settings: Sequence[str] = ()) -> backend.Backend:
     if not s.strip().startswith(f'{name}.')
   ]
   options = getattr(nest, name)
-  problems += options.check(name)
+  problems += settings_lib.problems((options, f'{name}.'))
   if problems:
     raise config_lib.ConfigError('\n'.join(problems))
   return _BACKENDS[name](options)

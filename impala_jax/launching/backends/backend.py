@@ -22,7 +22,9 @@ from impala_jax.launching import program as program_lib
 from impala_jax.launching import run_name
 from impala_jax.runtime import files
 from impala_jax.runtime.run_directory import RunDirectory
+from impala_jax.settings import NOT_EMPTY, NOT_NEGATIVE, at_least, setting, within
 
+_GIB = within(0.1, 99_999)
 # The package can be imported there, installed or not.
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 COMMAND_TIMEOUT = 60.0  # Seconds that an engine's command may take.
@@ -36,51 +38,38 @@ class BackendError(Exception):
 class Options:
   """What all engines are told. `--launcher_set <launcher>.<field>=<value>`."""
 
-  python: str = sys.executable  # The interpreter on the nodes or in the image.
-  setup: str = ''  # Shell line before it, such as `source venv/bin/activate`.
-  learners: int = 1  # Processes, one a host.
-  learner_cpus: int = 8
-  learner_memory_gib: float = 32.0
-  learner_gpus: int = 0
-  learner_grace: int = 120  # Seconds to write a checkpoint.
-  actor_cpus: int = 1
-  actor_memory_gib: float = 3.0
-  actor_gpus: int = 0  # For actor.platform=gpu.
-  inference_cpus: int = 4
-  inference_memory_gib: float = 8.0
-  inference_gpus: int = 0
-  evaluator_cpus: int = 1
-  evaluator_memory_gib: float = 3.0
-  max_restarts: int = 5  # Of one process within ten minutes.
-
-  def check(self, launcher: str) -> list[str]:
-    """What is wrong, each with field, value and what is allowed."""
-    counts = ('learners', 'learner_cpus', 'learner_grace', 'actor_cpus',
-              'inference_cpus', 'evaluator_cpus')  # fmt: skip
-    memory = ('learner_memory_gib', 'actor_memory_gib', 'inference_memory_gib',
-              'evaluator_memory_gib')  # fmt: skip
-    problems = [(f, 'must be at least 1') for f in counts if getattr(self, f) < 1]
-    problems += [
-      (f, 'must not be negative')
-      for f in ('learner_gpus', 'actor_gpus', 'inference_gpus', 'max_restarts')
-      if getattr(self, f) < 0
-    ]
-    problems += [
-      (f, 'must lie in [0.1, 100000)')
-      for f in memory
-      if not 0.1 <= getattr(self, f) < 1e5
-    ]
-    problems += [
-      (f.name, 'must hold no control characters')
-      for f in dataclasses.fields(self)
-      if any(map(program_lib.has_control_characters, _texts(getattr(self, f.name))))
-    ]
-    problems += self.more_problems()
-    return [f'{launcher}.{f} is {getattr(self, f)!r}: {text}' for f, text in problems]
-
-  def more_problems(self) -> list[tuple[str, str]]:
-    """(field, what is allowed) of a backend's own fields."""
-    return []
+  python: str = setting(
+    sys.executable, 'The interpreter on the nodes, or in the image.', NOT_EMPTY
+  )
+  setup: str = setting(
+    '', 'A line of shell goes before it, such as `source venv/bin/activate`.'
+  )
+  learners: int = setting(1, 'So many learner processes, one a host.', at_least(1))
+  learner_cpus: int = setting(8, 'Each learner has so many cores.', at_least(1))
+  learner_memory_gib: float = setting(32.0, 'Each learner has so much memory.', _GIB)
+  learner_gpus: int = setting(0, 'Each learner has so many GPUs.', NOT_NEGATIVE)
+  learner_grace: int = setting(
+    120, 'A learner has so many seconds to write a checkpoint.', at_least(1)
+  )
+  actor_cpus: int = setting(1, 'Each actor has so many cores.', at_least(1))
+  actor_memory_gib: float = setting(3.0, 'Each actor has so much memory.', _GIB)
+  actor_gpus: int = setting(
+    0, 'Each actor has so many GPUs, for actor.platform=gpu.', NOT_NEGATIVE
+  )
+  inference_cpus: int = setting(
+    4, 'Each inference server has so many cores.', at_least(1)
+  )
+  inference_memory_gib: float = setting(
+    8.0, 'Each inference server has so much memory.', _GIB
+  )
+  inference_gpus: int = setting(
+    0, 'Each inference server has so many GPUs.', NOT_NEGATIVE
+  )
+  evaluator_cpus: int = setting(1, 'The evaluator has so many cores.', at_least(1))
+  evaluator_memory_gib: float = setting(3.0, 'The evaluator has so much memory.', _GIB)
+  max_restarts: int = setting(
+    5, 'A process is started again so often within ten minutes.', NOT_NEGATIVE
+  )
 
   @property
   def resources(self) -> dict[str, program_lib.Resources]:
@@ -142,10 +131,6 @@ class Launch:
       files.write_json(self.run.launch, data)
     except OSError as e:
       raise BackendError(f'cannot write {self.run.launch}: {e.strerror}') from e
-
-
-def _texts(value: Any) -> Sequence[str]:
-  return [str(x) for x in (value if isinstance(value, tuple) else (value,))]
 
 
 def read_launch(run_dir: pathlib.Path) -> Launch:

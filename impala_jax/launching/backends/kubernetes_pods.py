@@ -11,6 +11,7 @@ from impala_jax.launching import supervision
 from impala_jax.launching.backends import backend
 from impala_jax.runtime import role_environment
 from impala_jax.runtime.run_directory import RunDirectory
+from impala_jax.settings import NOT_EMPTY, Constraint, at_least, setting, within
 
 RUN_LABEL = 'impala-jax/run'
 ROLE_LABEL = 'impala-jax/role'
@@ -21,43 +22,58 @@ _LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 
 Object = dict[str, Any]
 
+_IS_LABEL = Constraint('must be a DNS label', lambda x: bool(_LABEL.fullmatch(x)))
+_EMPTY_OR_LABEL = Constraint(
+  'must be empty or a DNS label', lambda x: not x or bool(_LABEL.fullmatch(x))
+)
+_IMAGE = Constraint('must name an image', lambda x: bool(x) and not re.search(r'\s', x))
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(backend.Options):
   """Where the pods run and what they are given."""
 
-  python: str = 'python'
-  image: str = 'impala_jax:latest'
-  work_dir: str = '/impala'  # In the image; the package can be imported there.
-  namespace: str = 'default'
-  context: str = ''  # Of kubectl's configuration; '' for the current one.
-  claim: str = ''  # An existing volume claim, ReadWriteMany; '' makes one.
-  storage_class: str = ''
-  storage_gib: int = 50
-  accelerator: str = 'nvidia.com/gpu'  # Resource that learner_gpus counts.
-  # key=value, of the learners, and of inference servers with accelerators.
-  node_selector: tuple[str, ...] = ()
-  pull_secret: str = ''
-  user: int = 1000  # Numeric, not root.
-  base_port: int = 8470  # Control; those of queue and inference servers follow.
-
-  def more_problems(self) -> list[tuple[str, str]]:
-    problems = []
-    for field in ('namespace', 'claim', 'pull_secret'):
-      value = getattr(self, field)
-      if (value or field == 'namespace') and not _LABEL.fullmatch(value):
-        problems.append((field, 'must be a DNS label'))
-    if not self.image or re.search(r'\s', self.image):
-      problems.append(('image', 'must name an image'))
-    if not 1 <= self.user < 2**31:
-      problems.append(('user', 'must lie in [1, 2^31): not root'))
-    if not 1024 <= self.base_port <= 65_000:
-      problems.append(('base_port', 'must lie in [1024, 65000]'))
-    if self.storage_gib < 1:
-      problems.append(('storage_gib', 'must be at least 1'))
-    if any(s.count('=') != 1 for s in self.node_selector):
-      problems.append(('node_selector', 'must be key=value, separated by commas'))
-    return problems
+  python: str = setting('python', 'The interpreter in the image.', NOT_EMPTY)
+  image: str = setting(
+    'impala_jax:latest', 'Containers are made of this image.', _IMAGE
+  )
+  work_dir: str = setting(
+    '/impala', 'In this folder of the image the package can be imported.', NOT_EMPTY
+  )
+  namespace: str = setting('default', 'Objects are made in this namespace.', _IS_LABEL)
+  context: str = setting(
+    '', "This context of kubectl's configuration is used. The current one, if empty."
+  )
+  claim: str = setting(
+    '',
+    'An existing volume claim, ReadWriteMany. If empty, one is made.',
+    _EMPTY_OR_LABEL,
+  )
+  storage_class: str = setting('', 'The claim that is made is of this class.')
+  storage_gib: int = setting(50, 'It asks for so much.', at_least(1))
+  accelerator: str = setting(
+    'nvidia.com/gpu', 'This resource is what learner_gpus counts.', NOT_EMPTY
+  )
+  node_selector: tuple[str, ...] = setting(
+    (),
+    'Labels key=value of the nodes of learners, and of inference servers with '
+    'accelerators.',
+    Constraint(
+      'must be key=value, separated by commas',
+      lambda x: all(s.count('=') == 1 for s in x),
+    ),
+  )
+  pull_secret: str = setting(
+    '', 'The image is pulled with this secret.', _EMPTY_OR_LABEL
+  )
+  user: int = setting(
+    1000, 'Processes run as this user, which is not root.', within(1, 2**31 - 1)
+  )
+  base_port: int = setting(
+    8470,
+    'The port of control. Those of queue and inference servers follow.',
+    within(1024, 65_000),
+  )
 
 
 def labels(program: program_lib.Program, role: str = '') -> dict[str, str]:

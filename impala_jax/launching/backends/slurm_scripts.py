@@ -11,6 +11,7 @@ from impala_jax.launching import program as program_lib
 from impala_jax.launching import supervision
 from impala_jax.launching.backends import backend
 from impala_jax.runtime import role_environment
+from impala_jax.settings import NOT_NEGATIVE, Constraint, setting
 
 _DEFAULT_MAX_ARRAY = 1001  # Slurm's own default.
 
@@ -19,28 +20,38 @@ _DEFAULT_MAX_ARRAY = 1001  # Slurm's own default.
 class Options(backend.Options):
   """Empty texts leave the choice to the cluster."""
 
-  partition: str = ''
-  learner_partition: str = ''  # Where it differs.
-  inference_partition: str = ''  # Where it differs.
-  account: str = ''
-  qos: str = ''
-  constraint: str = ''
-  time_limit: str = ''  # As sbatch takes it; jobs are requeued when it is near.
-  extra: str = ''  # More arguments of sbatch for every job.
-  array_throttle: int = 0  # At most so many actors of one array at once; 0: all.
-  max_array_size: int = 0  # 0: ask Slurm when submitting.
+  partition: str = setting('', 'Jobs go to this partition.')
+  learner_partition: str = setting('', 'That of the learners, where it differs.')
+  inference_partition: str = setting(
+    '', 'That of the inference servers, where it differs.'
+  )
+  account: str = setting('', 'Jobs are charged to this account.')
+  qos: str = setting('', 'Jobs have this quality of service.')
+  constraint: str = setting('', 'Nodes have these features.')
+  time_limit: str = setting(
+    '', 'As sbatch takes it. Jobs are requeued when it is near.'
+  )
+  extra: str = setting(
+    '',
+    'More arguments of sbatch for every job, as in a shell.',
+    Constraint('must be arguments, quoted as in a shell', lambda x: _splits(x)),
+  )
+  array_throttle: int = setting(
+    0, 'At most so many actors of one array run at once. All, if it is 0.', NOT_NEGATIVE
+  )
+  max_array_size: int = setting(
+    0,
+    'An array has at most so many actors. Slurm is asked when submitting, if it is 0.',
+    NOT_NEGATIVE,
+  )
 
-  def more_problems(self) -> list[tuple[str, str]]:
-    problems = [
-      (f, 'must not be negative')
-      for f in ('array_throttle', 'max_array_size')
-      if getattr(self, f) < 0
-    ]
-    try:
-      shlex.split(self.extra)
-    except ValueError as e:
-      problems.append(('extra', f'must be arguments as in a shell: {e}'))
-    return problems
+
+def _splits(text: str) -> bool:
+  try:
+    shlex.split(text)
+  except ValueError:
+    return False
+  return True
 
 
 def render(program: program_lib.Program, options: Options) -> dict[str, str]:
