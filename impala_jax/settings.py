@@ -7,6 +7,7 @@ A section is such a dataclass; its fields are settings, or sections again. The c
 import dataclasses
 import difflib
 import functools
+import math
 import numbers
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,6 +72,8 @@ def one_of(names: Iterable[str]) -> Constraint:
   return Constraint(f'must be one of {", ".join(known)}', lambda x: x in known)
 
 
+# Of a float whose infinity means something: all others are finite.
+MAY_BE_INFINITE = Constraint('may be inf', lambda x: True)
 NOT_NEGATIVE = Constraint('must not be negative', lambda x: x >= 0)
 POSITIVE = Constraint('must be positive', lambda x: x > 0)
 NOT_EMPTY = Constraint('must not be empty', lambda x: len(x) > 0)
@@ -191,7 +194,11 @@ def out_of_range(section: Section, prefix: str = '') -> list[str]:
     if dataclasses.is_dataclass(value):
       found += out_of_range(typing.cast(Section, value), f'{name}.')
       continue
-    wrong = [c for c in field.metadata['setting'].constraints if not c.holds(value)]
+    constraints = field.metadata['setting'].constraints
+    if MAY_BE_INFINITE not in constraints and not _finite(value):
+      found.append(f'{name} is {value!r}: must be finite')
+      continue
+    wrong = [c for c in constraints if not c.holds(value)]
     found += [f'{name} is {value!r}: {c.allowed}' for c in wrong[:1]]
   for field_name, allowed in getattr(section, 'relations', tuple)():
     value = functools.reduce(getattr, field_name.split('.'), section)
@@ -331,6 +338,12 @@ def _item(kind: Any) -> Any:
 def _kind_name(kind: Any) -> str:
   item = _item(kind)
   return f'list of {item.__name__}' if item else str(kind.__name__)
+
+
+def _finite(value: Any) -> bool:
+  if isinstance(value, tuple | list):
+    return all(map(_finite, value))
+  return not isinstance(value, numbers.Real) or math.isfinite(value)
 
 
 def _must_be(kind: Any) -> str:
