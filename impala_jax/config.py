@@ -15,6 +15,7 @@ from impala_jax.settings import (
   DISTINCT,
   KEPT,
   KEPT_ZERO_OR_NOT,
+  MAY_BE_INFINITE,
   NOT_EMPTY,
   NOT_NEGATIVE,
   POSITIVE,
@@ -129,19 +130,22 @@ class Loss:
     1.0,
     'The importance weights of temporal differences are clipped to this.',
     NOT_NEGATIVE,
+    MAY_BE_INFINITE,
   )
   c_clip: float = setting(
     1.0,
     'The importance weights that carry differences back in time are clipped to this.',
     NOT_NEGATIVE,
+    MAY_BE_INFINITE,
   )
   pg_rho_clip: float = setting(
     1.0,
     'The importance weights of the policy gradient are clipped to this.',
     NOT_NEGATIVE,
+    MAY_BE_INFINITE,
   )
   trace_lambda: float = setting(
-    1.0, 'It mixes targets of n steps (1) with those of one step (0).', NOT_NEGATIVE
+    1.0, 'It mixes targets of n steps (1) with those of one step (0).', within(0, 1)
   )
   reward_clipping: str = setting(
     'abs_one',
@@ -176,10 +180,17 @@ class Optimizer:
     one_of(SCHEDULES),
   )
   decay: float = setting(
-    0.99, "RMSProp's running mean of squared gradients decays by this.", within(0, 1)
+    0.99,
+    "RMSProp's running mean of squared gradients decays by this.",
+    NOT_NEGATIVE,
+    below(1, 'or it would never learn of a gradient'),
   )
   momentum: float = setting(
-    0.0, 'RMSProp has this momentum.', NOT_NEGATIVE, kept=KEPT_ZERO_OR_NOT
+    0.0,
+    'RMSProp has this momentum.',
+    NOT_NEGATIVE,
+    below(1, 'or its steps would only grow'),
+    kept=KEPT_ZERO_OR_NOT,
   )
   epsilon: float = setting(
     0.01,
@@ -188,15 +199,22 @@ class Optimizer:
     POSITIVE,
   )
   adam_b1: float = setting(
-    0.9, "Adam's running mean of gradients decays by this.", within(0, 1)
+    0.9,
+    "Adam's running mean of gradients decays by this.",
+    NOT_NEGATIVE,
+    below(1, 'or it would divide by 0'),
   )
   adam_b2: float = setting(
-    0.999, "Adam's running mean of squared gradients decays by this.", within(0, 1)
+    0.999,
+    "Adam's running mean of squared gradients decays by this.",
+    NOT_NEGATIVE,
+    below(1, 'or it would divide by 0'),
   )
   max_grad_norm: float = setting(
     40.0,
     'Longer gradients are scaled down to this global norm. With 0 none are.',
     NOT_NEGATIVE,
+    MAY_BE_INFINITE,
     kept=KEPT_ZERO_OR_NOT,
   )
 
@@ -509,6 +527,15 @@ class Config:
     frames = max(1, self.frames_per_update)
     if self.learner.total_frames // frames >= 2**31 - 1:
       yield 'learner.total_frames', f'must be below 2^31 updates of {frames} frames'
+    steps = self.actor.unroll_length
+    weight = self.loss.trace_lambda * min(self.loss.c_clip, types.LARGEST_TRACE)
+    most = types.largest_trace_weight(max(1, steps))
+    if self.loss.correction == 'vtrace' and weight > most:
+      yield (
+        'loss.c_clip',
+        f'times loss.trace_lambda must be at most {most:.4g} with actor.unroll_length '
+        f'{steps}, or products of the weights overflow',
+      )
     levels, envs = len(self.environment.levels), self.actor.envs_per_actor
     total_envs = envs * self.actor.num_actors
     if levels > total_envs:

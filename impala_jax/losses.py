@@ -91,6 +91,9 @@ def make_loss(config: config_lib.Loss) -> LossFn:
       valid_steps: number of valid transitions.
     An action out of range in a valid transition makes the loss NaN, so that the
     learner refuses the batch.
+
+    A logit of -inf forbids its action. Its probability is 0, and it adds 0 to entropy
+    and gradients; where it was taken all the same, the policy learns nothing from it.
   """
 
   def loss_fn(
@@ -132,8 +135,8 @@ def make_loss(config: config_lib.Loss) -> LossFn:
     else:
       log_policy = log_pi
     errors = keep(returns.vs - baseline[:-1])
-    entropy = keep(-jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1))
-    policy_loss = -jnp.sum(log_policy * returns.pg_advantages)
+    entropy = keep(-jnp.sum(jnp.exp(log_probs) * _finite(log_probs), axis=-1))
+    policy_loss = -jnp.sum(_finite(log_policy) * returns.pg_advantages)
     baseline_loss = config.baseline_cost * 0.5 * jnp.sum(jnp.square(errors))
     entropy_loss = -config.entropy_cost * jnp.sum(entropy)
 
@@ -159,6 +162,11 @@ def make_loss(config: config_lib.Loss) -> LossFn:
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
   return loss_fn
+
+
+def _finite(log_probs: jax.Array) -> jax.Array:
+  """0 for the logarithm of 0: every factor that it meets is 0, and 0 * inf is NaN."""
+  return jnp.where(jnp.isneginf(log_probs), 0.0, log_probs)
 
 
 def _select(log_probs: jax.Array, action: jax.Array) -> jax.Array:

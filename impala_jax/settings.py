@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 import numbers
 import typing
 import unicodedata
@@ -74,6 +75,8 @@ def one_of(names: Iterable[str]) -> Constraint:
   return Constraint(f'must be one of {", ".join(known)}', lambda x: x in known)
 
 
+# Of a float whose infinity means something: all others are finite.
+MAY_BE_INFINITE = Constraint('may be inf', lambda x: True)
 NOT_NEGATIVE = Constraint('must not be negative', lambda x: x >= 0)
 POSITIVE = Constraint('must be positive', lambda x: x > 0)
 DISTINCT = Constraint(
@@ -244,6 +247,9 @@ def out_of_range(section: Section, prefix: str = '') -> list[str]:
       found += out_of_range(typing.cast(Section, value), f'{name}.')
       continue
     constraints = (_PLAIN, *field.metadata['setting'].constraints, _REPRESENTABLE)
+    if MAY_BE_INFINITE not in constraints and not _finite(value):
+      found.append(f'{name} is {value!r}: must be finite')
+      continue
     wrong = [c for c in constraints if not c.holds(value)]
     found += [f'{name} is {shown(value)}: {c.allowed}' for c in wrong[:1]]
   for field_name, allowed in getattr(section, 'relations', tuple)():
@@ -411,6 +417,12 @@ def _item(kind: Any) -> Any:
 def _kind_name(kind: Any) -> str:
   item = _item(kind)
   return f'list of {item.__name__}' if item else str(kind.__name__)
+
+
+def _finite(value: Any) -> bool:
+  if isinstance(value, tuple | list):
+    return all(map(_finite, value))
+  return not isinstance(value, numbers.Real) or math.isfinite(value)
 
 
 def _must_be(kind: Any) -> str:

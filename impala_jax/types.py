@@ -15,6 +15,9 @@ import numpy.typing as npt
 CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'no_correction')
 # How the recursion of V-trace is computed.
 VTRACE_METHODS = ('auto', 'scan', 'associative')
+# What products of V-trace's weights over an unroll may grow to: times a TD error, and
+# squared, it is finite in float32.
+LARGEST_TRACE = 1e12
 # How rewards are bounded for learning, see `losses.clip_rewards`.
 REWARD_CLIPPING = ('abs_one', 'soft_asymmetric', 'none')
 
@@ -24,6 +27,11 @@ Array = Any
 Nest = Any
 # One row, [nbytes], or several, [..., nbytes]: see `unroll_layout`.
 Rows = npt.NDArray[np.uint8]
+
+
+def largest_trace_weight(steps: int) -> float:
+  """Bound of V-trace's c in unrolls of so many steps, that no product overflows."""
+  return max(1.0, float(LARGEST_TRACE ** (1 / steps)))
 
 
 class StepType:

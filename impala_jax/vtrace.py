@@ -4,6 +4,7 @@ Formulas: Espeholt et al. 2018 (arXiv 1802.01561), section 4.1. All arrays are
 time-major, `[T, ...]` with any trailing batch axes.
 """
 
+import math
 from typing import NamedTuple
 
 import chex
@@ -88,9 +89,11 @@ def vtrace(
       is exactly 0, so nothing passes from t+1 to t or before, and no input of that
       entry, not even NaN, reaches another entry. None for all True.
     rho_clip: upper bound of rho_t, decides which policy's value is estimated.
-    c_clip: upper bound of c_t / lambda, at most `rho_clip`.
+    c_clip: upper bound of c_t / lambda, at most `rho_clip`. Above 1 products of T
+      weights grow without bound: `lambda_` times it, or times the largest ratio where
+      that is less, must be at most `types.largest_trace_weight(T)` (4.0 for T = 20).
     pg_rho_clip: upper bound of rho^pg_t.
-    lambda_: mixes n-step (1) and one-step (0) targets.
+    lambda_: mixes n-step (1) and one-step (0) targets; in [0, 1].
     correction: one of `types.CORRECTIONS`.
     method: one of `types.VTRACE_METHODS`: a sequential scan, an associative scan of
       logarithmic depth, or what suits the platform compiled for. They differ in
@@ -106,6 +109,8 @@ def vtrace(
   chex.assert_type(inputs, float)
   chex.assert_rank(inputs[0], set(range(1, 9)))
   chex.assert_axis_dimension_gt(inputs[0], 0, 0)
+  if correction == 'vtrace':
+    _check_product(c_clip, lambda_, len(inputs[0]))
   # Stopped at the entrance, so that autodiff never sees the scans.
   inputs = [jax.lax.stop_gradient(x.astype(jnp.float32)) for x in inputs]
   log_rhos, discounts, rewards, values, next_values = inputs
@@ -197,5 +202,16 @@ def _check_settings(
   ):
     if not number >= 0:
       raise ValueError(f'{name} is {number!r}: must not be negative')
+  if lambda_ > 1:
+    raise ValueError(f'lambda_ is {lambda_!r}: must lie in [0, 1]')
   if c_clip > rho_clip:
     raise ValueError(f'c_clip is {c_clip!r}: must not exceed rho_clip ({rho_clip!r})')
+
+
+def _check_product(c_clip: float, lambda_: float, steps: int) -> None:
+  most = types.largest_trace_weight(steps)
+  if lambda_ * min(c_clip, math.exp(_MAX_LOG_RHO)) > most:
+    raise ValueError(
+      f'c_clip is {c_clip!r}: lambda_ times c_clip must be at most {most:.4g} for '
+      f'{steps} steps, or products of the weights overflow'
+    )

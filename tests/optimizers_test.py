@@ -107,9 +107,10 @@ def test_the_norm_is_taken_over_all_parameters():
 @pytest.mark.parametrize('schedule', config.SCHEDULES)
 def test_reported_learning_rate_is_the_applied_one(schedule):
   settings = make_config(
-    schedule=schedule, decay=1.0, epsilon=1e-12, learning_rate=0.25, max_grad_norm=0.0
-  )
-  # Decay 1 keeps the mean square at 1: each step is then the rate itself.
+    schedule=schedule, decay=1 - 1e-9, epsilon=1e-12, learning_rate=0.25,
+    max_grad_norm=0.0,
+  )  # fmt: skip
+  # Such a decay keeps the mean square at 1: each step is then the rate itself.
   history = [np.ones(5), *apply(settings, [np.ones(5, np.float32)] * (UPDATES + 2))]
   steps = -np.diff(np.array(history), axis=0)[:, 0]
   reported = [optimizers.learning_rate_at(settings, i) for i in range(UPDATES + 2)]

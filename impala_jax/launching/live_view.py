@@ -212,6 +212,12 @@ def print_ending(run_dir: pathlib.Path, code: int, since: float = 0.0) -> None:
   print(f'{"Ended" if code == 0 else "Failed"}. In {run_dir}:')
   for name, text in found:
     print(f'  {name:<28} {text}')
+  status = run.read_status()
+  if status.get('skipped'):
+    print(
+      f'{status["skipped"]:.0f} of {status.get("updates", 0)} updates were skipped: '
+      'loss, gradient or new parameters were not finite'
+    )
 
 
 def _evaluation_in_words(event: dict[str, Any]) -> str:
@@ -286,7 +292,7 @@ def _troubles(status: dict[str, Any]) -> str:
     if status.get(name):
       words.append(f'{status[name]:.0f} {text}')
   if status.get('skipped'):
-    words.append(f'{status["skipped"]:.0f} batches skipped (not finite)')
+    words.append(f'{status["skipped"]:.0f} updates skipped (not finite)')
   return f', [red]{", ".join(words)}[/red]' if words else ''
 
 

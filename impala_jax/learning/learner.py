@@ -6,7 +6,7 @@ gradients are summed over devices: the update does not depend on how many device
 share the batch, nor on how many processes those are in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ class LearnerState(NamedTuple):
   params: types.Nest
   opt_state: Any
   updates: jax.Array  # int32 [], batches consumed, skipped ones included.
-  skipped: jax.Array  # int32 [], batches refused for a non-finite loss or gradient.
+  skipped: jax.Array  # int32 [], batches refused, see `make_update`.
 
 
 def time_major(unroll: types.Unroll) -> types.Unroll:
@@ -87,8 +87,9 @@ def make_update(
   Returns:
     `(state, rows uint8 [B, nbytes]) -> (state, params, metrics)`. `params` are
     the new parameters in buffers of their own, so that they can be published
-    while the next update donates the state. A batch whose loss or gradient is
-    not finite leaves parameters and optimiser untouched and adds to `skipped`.
+    while the next update donates the state. Where loss, gradient, new parameters or
+    the optimiser's new state are not finite, parameters and optimiser stay as they
+    were, `skipped` grows, and the metric `culprit` is an index of `suspects` above 0.
     Metrics named `*_loss` or `*_steps` are sums over the whole batch, others means
     over devices.
   """
@@ -110,21 +111,31 @@ def make_update(
         name: value if _is_sum(name) else value / count
         for name, value in metrics.items()
       }
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(metrics['total_loss']) & jnp.isfinite(grad_norm)
+    squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads)
+    grad_norm = jnp.sqrt(sum(jax.tree.leaves(squares), jnp.zeros(())))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    guarded = (metrics['total_loss'], squares, grad_norm, _floats((params, opt_state)))
+    finite = _finite(guarded).all()
+    # A part of the loss is named before the whole, but counts only with it.
+    culprit = 1 + jnp.argmin(_finite((_parts(metrics), guarded)))
 
     def keep(new: types.Nest, old: types.Nest) -> types.Nest:
       return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
-    params = keep(optax.apply_updates(state.params, updates), state.params)
+    params = keep(params, state.params)
     state = LearnerState(
       params=params,
       opt_state=keep(opt_state, state.opt_state),
       updates=state.updates + 1,
       skipped=state.skipped + (~finite).astype(jnp.int32),
     )
-    metrics = dict(metrics, grad_norm=grad_norm, skipped=state.skipped)
+    metrics = dict(
+      metrics,
+      grad_norm=grad_norm,
+      skipped=state.skipped,
+      culprit=jnp.where(finite, 0, culprit),
+    )
     return state, params, metrics
 
   return update
@@ -160,6 +171,7 @@ class Learner:
     here = jax.process_index()
     self._local = [d for d in self._devices if d.process_index == here]
     self._optimizer = optimizer
+    self._observation = layout.spec.timestep.observation
     mesh = jax.sharding.Mesh(np.array(self._local), (_AXIS,))
     self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
     self._update = jax.pmap(
@@ -230,6 +242,28 @@ class Learner:
       jax.block_until_ready(state)
     return state, params, metrics
 
+  def speaks(self, params: types.Nest) -> bool:
+    """Whether the policy of unreplicated parameters is finite on empty observations and
+    on full ones. Where it is not, no actor's unroll can be."""
+    one = jnp.ones(1, jnp.float32)
+
+    def outputs(params: types.Nest, full: bool) -> tuple[jax.Array, jax.Array]:
+      observation = jax.tree.map(
+        lambda s: jnp.full(
+          (1, *s.shape[1:]), full * (255 if s.dtype == np.uint8 else 1), s.dtype
+        ),
+        self._observation,
+        is_leaf=lambda x: isinstance(x, types.ArraySpec),
+      )
+      timestep = types.TimeStep(jnp.ones(1, jnp.uint8), 0 * one, one, observation)
+      state = self.agent.initial_state(1)
+      action = jnp.zeros(1, jnp.int32)
+      out = self.agent.step(params, jax.random.key(0), timestep, action, state)
+      return out.log_prob, out.baseline
+
+    both = jax.jit(lambda params: (outputs(params, False), outputs(params, True)))
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(both(params)))
+
   def cost(self, state: LearnerState, rows: jax.Array) -> dict[str, float]:
     """What XLA counts of one update on one device: 'flops', 'bytes accessed', ...
 
@@ -242,6 +276,47 @@ class Learner:
     """A copy on the devices that outlives the donation of `state`."""
     copy: LearnerState = jax.tree.map(jnp.copy, state)
     return copy
+
+
+def suspects(state: LearnerState, metrics: Mapping[str, Any]) -> list[str]:
+  """What the metric `culprit` of an update stands for, in words.
+
+  Args:
+    state: the learner's, or its shapes.
+    metrics: of an update.
+  """
+  return [
+    'nothing',
+    *sorted(_parts(metrics)),
+    'total_loss',
+    *(f'the gradient of {name}' for name in _named(state.params)),
+    'the norm of the gradient',
+    *(f'the new parameter {name}' for name in _named(_floats(state.params))),
+    *(f"the optimiser's new {name}" for name in _named(_floats(state.opt_state))),
+  ]
+
+
+def _parts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in metrics.items() if k.endswith('_loss') and k != 'total_loss'}
+
+
+def _floats(tree: types.Nest) -> types.Nest:
+  """`tree` without leaves of whole numbers."""
+  return jax.tree.map(
+    lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else None, tree
+  )
+
+
+def _named(tree: types.Nest) -> list[str]:
+  return [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+
+
+def _finite(tree: types.Nest) -> jax.Array:
+  """bool [leaves], whether each is finite throughout."""
+  return jnp.stack([jnp.isfinite(jnp.sum(x)) for x in jax.tree.leaves(tree)])
 
 
 def _is_sum(metric: str) -> bool:

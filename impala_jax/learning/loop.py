@@ -22,6 +22,14 @@ from impala_jax.learning import learner as learner_lib
 from impala_jax.learning import recorder as recorder_lib
 from impala_jax.runtime import checkpoint_files
 
+_WINDOW = 50  # Updates, of which more than half must not be skipped.
+
+_SILENCE = 5.0  # Seconds without a batch, after which the reason is looked for.
+
+
+class NotFinite(RuntimeError):
+  """Updates are skipped instead of made; says what was not finite first."""
+
 
 class LearnerLoop:
   """Trains until the configured frames are done or `should_stop`.
@@ -69,6 +77,9 @@ class LearnerLoop:
     before = resume.metadata if resume else {}
     self.updates = int(before.get('updates', 0))
     self._frames_ahead = checkpoint_files.frames_ahead(before, config.frames_per_update)
+    self._culprits: list[jax.Array] = []  # Of the updates since the last look.
+    self._skipped = int(resume.state.skipped) if resume else 0  # By then.
+    self._refused = 0  # Unrolls by the last look at why nothing comes.
 
   @property
   def frames(self) -> int:
@@ -81,7 +92,11 @@ class LearnerLoop:
     return self._state
 
   def run(self) -> None:
-    """Raises whatever the reader's thread or a checkpoint's disk raised."""
+    """Raises whatever the reader's thread or a checkpoint's disk raised.
+
+    Raises:
+      NotFinite: half of the last updates were skipped, or of all where these were few.
+    """
     config, recorder, watch = self._config.learner, self._recorder, self._recorder.watch
     total, first_update = config.total_frames, self.updates
     batches = prefetcher.Prefetcher(
@@ -95,6 +110,7 @@ class LearnerLoop:
     running: collections.deque[tuple[losses.Metrics, transport.Batch]]
     running = collections.deque()
     next_save = time.monotonic() + config.checkpoint_interval
+    taken_at = time.monotonic()
     try:
       item = None
       while self.frames < total:
@@ -123,6 +139,10 @@ class LearnerLoop:
           if self.updates % config.publish_interval == 0 or self.frames >= total:
             self._publish(params)
           watch.charge('publish')
+          taken_at = time.monotonic()
+        elif item is None and time.monotonic() > taken_at + _SILENCE:
+          self._check_policy()
+          taken_at = time.monotonic()
         recorder.maybe_record(self.updates)
         now = time.monotonic()
         if self._saver is not None and now >= next_save and not self._saver.busy:
@@ -134,6 +154,7 @@ class LearnerLoop:
       while running:
         self._finish(*running.popleft())
       watch.charge('update')
+    self._check_skipped()
     if self._saver is not None:
       self._save(self._saver)
       self._saver.wait()
@@ -149,6 +170,40 @@ class LearnerLoop:
       jax.block_until_ready(metrics)
     batch.release()
     self._recorder.metrics = metrics
+    if 'culprit' in metrics:
+      self._culprits.append(metrics['culprit'])
+      if len(self._culprits) == _WINDOW:
+        self._check_skipped()
+
+  def _check_policy(self) -> None:
+    """Whether that nothing comes is this learner's own doing."""
+    refused, self._refused = self._refused, self._reader.stats().refused
+    if refused == self._refused:
+      return
+    params = learner_lib.to_host(self._state.params)
+    if not self._learner.speaks(params):
+      raise NotFinite(
+        f'no unroll can be used: the policy of update {self.updates} is not finite. '
+        'Look at optimizer.learning_rate and at the weights of the loss'
+      )
+
+  def _check_skipped(self) -> None:
+    """Looks at the updates since the last look."""
+    culprits, self._culprits = self._culprits, []
+    if not culprits:
+      return
+    before = self._skipped
+    self._skipped = int(learner_lib.to_host(self._recorder.metrics['skipped']))
+    count = self._skipped - before
+    if 2 * count < len(culprits):
+      return
+    first = next(i for x in culprits if (i := int(learner_lib.to_host(x))))
+    suspects = learner_lib.suspects(self._learner.template(), self._recorder.metrics)
+    raise NotFinite(
+      f'{count} of the last {len(culprits)} updates were skipped: {suspects[first]} '
+      'was not finite. Look at optimizer.learning_rate, at the weights of the loss and '
+      'at what the environment gives; the parameters are as they were before'
+    )
 
   def _save(self, saver: checkpointing.Saver) -> None:
     copy = self._learner.snapshot(self._state)

@@ -350,11 +350,13 @@ class Recorder:
     return bottleneck.nothing_taken(seconds, refused, self._doors[-1].in_words())
 
   def _read_metrics(self) -> dict[str, float]:
-    metrics = {k: float(v) for k, v in learner_lib.to_host(self.metrics).items()}
+    found = learner_lib.to_host(self.metrics)
+    # It is an index, which `learner.suspects` knows, and no figure.
+    metrics = {k: float(v) for k, v in found.items() if k != 'culprit'}
     if metrics.get('skipped', 0) > self._skipped:
       self._skipped = int(metrics['skipped'])
       logging.warning(
-        'batches with a loss or gradient that is not finite, skipped so far: %d',
+        'updates skipped so far, for something was not finite: %d',
         self._skipped,
       )
     return metrics

@@ -42,8 +42,8 @@ def max_pool(x: types.Array) -> types.Array:
     x: float32 [N, H, W, C].
 
   Returns:
-    [N, ceil(H / 2), ceil(W / 2), C]. The gradient of a window goes to the first of
-    its largest elements, row by row.
+    [N, ceil(H / 2), ceil(W / 2), C], NaN where a window has one, as XLA's. The gradient
+    of a window goes to the first of its largest elements, row by row.
   """
   return _max_pool(_window(x.shape, x.shape[3], (3, 3), (2, 2), 'SAME'), x)
 
@@ -102,7 +102,27 @@ def _max_pool(window, x):
 def _max_pool_forward(window, x):
   kernel, size = kernels.max_pool(window)
   where = jax.ShapeDtypeStruct((size,), jnp.uint8)
-  return tuple(_call(kernel, [window.result, where], x))
+  result, where = _call(kernel, [window.result, where], x)
+  # oneDNN passes over NaN. A sum finds out whether there is any in half of the time
+  # that a look at each takes; it may be NaN without, and then nothing changes.
+  suspicious = jnp.isnan(jnp.sum(x))
+  result = jax.lax.cond(
+    suspicious,
+    functools.partial(_keep_nan, window),
+    lambda result, x: result,
+    result,
+    x,
+  )
+  return result, where
+
+
+def _keep_nan(window, result, x):
+  (height, width), (down, right) = window.size, window.strides
+  nan = jax.lax.reduce_window(
+    jnp.isnan(x), False, jax.lax.bitwise_or,
+    (1, height, width, 1), (1, down, right, 1), ((0, 0), *window.padding, (0, 0)),
+  )  # fmt: skip
+  return jnp.where(nan, jnp.nan, result)
 
 
 def _max_pool_backward(window, where, gradient):

@@ -67,7 +67,9 @@ METRICS = {
   ),
   'valid_steps': Figure('agent steps', 'transitions of the batch that count'),
   'grad_norm': Figure('', 'of the whole gradient, before clipping'),
-  'skipped': Figure('updates', 'skipped in all: loss or gradient was not finite'),
+  'skipped': Figure(
+    'updates', 'skipped in all: loss, gradient or new parameters were not finite'
+  ),
 }
 INFERENCE = {
   'requests_per_second': Figure('requests/s', 'answered'),

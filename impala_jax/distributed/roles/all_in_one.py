@@ -116,6 +116,10 @@ def run(
       thread.start()
     try:
       loop.run()
+    except learner_loop.NotFinite as e:
+      if run_dir is not None:  # Its successor would do the same again.
+        RunDirectory(run_dir).end('failed', f'learner: {e}')
+      raise
     finally:
       control.stop()
       stop.set()

@@ -155,7 +155,11 @@ def _learn(
     stage.enter(stage.UNDER_WAY)
     # The first to hear of an error: the others wait for this learner.
     stack.enter_context(gang.together())
-    loop.run()
+    try:
+      loop.run()
+    except learner_loop.NotFinite as e:
+      run.end('failed', f'learner: {e}')  # Its successor would do the same again.
+      raise
     if first and loop.frames >= config.learner.total_frames:
       # Before the actors are told to stop: else they would wait for another learner.
       run.end('finished')
