@@ -76,6 +76,7 @@ def kubernetes_reads(words):
   return [word.replace('$$', '$') for word in words]
 
 
+@settings(max_examples=150, deadline=None)
 @given(_slurm_folders, _folders, st.tuples(*[_texts] * 5), st.lists(_texts), _texts)
 def test_slurm(folder, python, texts, extra, setup):
   chosen = dict(zip(_TEXT_OPTIONS, texts, strict=True))
@@ -98,6 +99,7 @@ def test_slurm(folder, python, texts, extra, setup):
     assert shell[-2] == ['eval', setup]
 
 
+@settings(max_examples=40, deadline=None)  # YAML is slow.
 @given(_folders, _folders, _texts, _texts.filter(bool))
 def test_kubernetes(folder, python, setup, text):
   options = ['work_dir', 'storage_class', 'accelerator']
@@ -116,6 +118,7 @@ def test_kubernetes(folder, python, setup, text):
   assert command[:3] == [f'/bin/{python}', '-m', _SUPERVISE]
 
 
+@settings(max_examples=100, deadline=None)
 @given(_folders, _folders)
 def test_this_machine(folder, python):
   program = dataclasses.replace(_PROGRAM, run_dir=f'/shared/{folder}/run')
@@ -125,6 +128,7 @@ def test_this_machine(folder, python):
   assert shlex.split(lines[3]) == [*engine.commands(program)[0], '&']
 
 
+@settings(max_examples=100, deadline=None)
 @given(_folders)
 def test_stunnel(folder):
   path = pathlib.Path(f'/shared/{folder}/learner.key')
