@@ -246,6 +246,8 @@ def _starting(
   if status:
     silent = time.time() - status.get('time', 0.0)
     if silent > _SILENT and any(p.state == 'running' for p in processes):
+      if 'compiling' in status.get('bottleneck', ''):
+        return f'learner: compiling the update for {silent:.0f} s'
       return f'nothing heard of the learner for {silent:.0f} s'
     if not status.get('bottleneck', '').startswith('starting'):
       return ''
