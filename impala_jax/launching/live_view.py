@@ -55,6 +55,7 @@ class _Plain:
     self._next = 0.0
     self._phase = 'running'
     self._closed = False
+    self._given_up: list[str] = []
     self._told: float | None = None  # The time of the status that was shown.
 
   def __call__(self, status: dict[str, Any], phase: str) -> None:
@@ -81,6 +82,10 @@ class _Plain:
     if changed or (due and not news):
       print(f'{now - self._start:7.0f} s  {phase}', flush=True)
     self._phase = phase
+    if (lines := status.get('given_up', self._given_up)) != self._given_up:
+      self._given_up = lines
+      for line in lines:
+        print(f'{now - self._start:7.0f} s  level {line}', flush=True)
     if due:
       self._next = now + _PLAIN_INTERVAL
     if not due or not news or not status:

@@ -21,7 +21,7 @@ class EngineFigures:
     """Figures of all engines together, see `record.ENGINES`."""
     total = {name: control.total('actor', f'engines/{name}') for name in _COUNTS}
     asked = total['cache_hits'] + total['cache_misses']
-    if not total['resets'] and not asked:
+    if not total['resets'] and not asked and not total['cache_unwritable']:
       return {}
     resets, seconds = total['resets'] - self._before[0], total['reset_seconds']
     if resets > 0:  # Else none has ended since; the last word stands.
@@ -31,8 +31,9 @@ class EngineFigures:
     if self._reset_seconds is not None:
       found['reset_seconds'] = self._reset_seconds
     if asked:
+      found['cache_hit_rate'] = total['cache_hits'] / asked
+    if asked or total['cache_unwritable']:
       found |= {
-        'cache_hit_rate': total['cache_hits'] / asked,
         'cache_misses': total['cache_misses'],
         'cache_evictions': total['cache_evictions'],
         'cache_unwritable': total['cache_unwritable'],
@@ -50,8 +51,8 @@ def describe(record: Mapping[str, float]) -> str:
       f'level cache had {rate:.0%} of the maps, '
       f'{record["engines/cache_misses"]:,.0f} were compiled'
     )
-    if removed := record['engines/cache_evictions']:
-      words.append(f'it is full: {removed:,.0f} maps removed again')
-    if engines := record['engines/cache_unwritable']:
-      words.append(f'IT CANNOT BE WRITTEN by {engines:,.0f} engines')
+  if removed := record.get('engines/cache_evictions'):
+    words.append(f'the level cache is full: {removed:,.0f} maps removed again')
+  if engines := record.get('engines/cache_unwritable'):
+    words.append(f'THE LEVEL CACHE CANNOT BE WRITTEN by {engines:,.0f} engines')
   return ', '.join(words)

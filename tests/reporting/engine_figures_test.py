@@ -6,6 +6,19 @@ from impala_jax.distributed.control import board, protocol
 from impala_jax.reporting import engine_figures
 
 
+def described(found):
+  return engine_figures.describe({f'engines/{k}': v for k, v in found.items()})
+
+
+def test_a_cache_that_was_asked_for_nothing_may_be_unwritable():
+  control = board.Board()
+  totals = {'engines/resets': 1.0, 'engines/cache_unwritable': 2.0}
+  control.report(protocol.Report('actor', 0, 0, totals))
+  found = engine_figures.EngineFigures().update(control)
+  assert 'cache_hit_rate' not in found
+  assert 'CANNOT BE WRITTEN by 2 engines' in described(found)
+
+
 def test_figures():
   control, figures = board.Board(), engine_figures.EngineFigures()
 
@@ -26,5 +39,7 @@ def test_figures():
   assert found['cache_hit_rate'] == pytest.approx(0.75)
   assert (found['cache_misses'], found['cache_evictions']) == (1.0, 0.0)
   assert figures.update(control) == found  # The last word stands.
+  assert 'level cache had 75% of the maps' in described(found)
+  assert 'CANNOT BE WRITTEN by 1 engines' in described(found)
   # Another process of the same actor counts anew.
   assert tell(1, incarnation=1)['cache_unwritable'] == 1.0

@@ -20,7 +20,7 @@ import psutil
 from impala_jax.launching import program as program_lib
 from impala_jax.launching import supervision
 from impala_jax.launching.backends import backend, local
-from impala_jax.runtime import files, stage
+from impala_jax.runtime import files, role_environment, stage
 from impala_jax.runtime.run_directory import RunDirectory
 
 Show = Callable[[dict[str, Any], str], None]
@@ -105,7 +105,8 @@ class Foreground(backend.Backend):
     return _verdict(run, processes)
 
   def status(self, launch: backend.Launch) -> list[backend.Task]:
-    alive = local.process_of(launch.handles) is not None
+    launcher = local.process_of(launch.handles)
+    alive, halted = launcher is not None, _halted(launcher)
     tasks = []
     for role in launch.program.roles:
       for index in range(role.replicas):
@@ -113,7 +114,8 @@ class Foreground(backend.Backend):
         state = _STATES.get(record.get('state', ''), 'done')
         if not alive and state != 'failed':
           state = 'done'
-        tasks.append(backend.Task(role.name, index, state, 'localhost', 'foreground'))
+        detail = 'foreground' + halted.get((role.name, index), '')
+        tasks.append(backend.Task(role.name, index, state, 'localhost', detail))
     return tasks
 
   def scale(self, launch: backend.Launch, role: str, replicas: int) -> str:
@@ -141,6 +143,19 @@ class Foreground(backend.Backend):
       return settings
     linger = settings.linger if role.name == 'evaluator' else _LEAVE
     return dataclasses.replace(settings, linger=linger, grace=_GRACE)
+
+
+def _halted(launcher: psutil.Process | None) -> dict[tuple[str, int], str]:
+  """Role and index of the processes that a signal has stopped, with words."""
+  found = {}
+  with contextlib.suppress(psutil.Error):
+    for child in launcher.children() if launcher is not None else []:
+      if child.status() == psutil.STATUS_STOPPED:
+        index = role_environment.RoleEnvironment.read(child.environ()).index
+        found[child.cmdline()[-1], index] = (
+          f', {child.pid} is stopped by a signal (kill -CONT lets it go on)'
+        )
+  return found
 
 
 class _Signals:
@@ -231,6 +246,8 @@ def _starting(
   if status:
     silent = time.time() - status.get('time', 0.0)
     if silent > _SILENT and any(p.state == 'running' for p in processes):
+      if 'compiling' in status.get('bottleneck', ''):
+        return f'learner: compiling the update for {silent:.0f} s'
       return f'nothing heard of the learner for {silent:.0f} s'
     if not status.get('bottleneck', '').startswith('starting'):
       return ''

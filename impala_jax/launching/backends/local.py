@@ -191,6 +191,7 @@ def _end(handles: list[dict[str, Any]], grace: float) -> int:
   """SIGTERM, then SIGKILL; returns how many had to be killed."""
   for process in wait_for(handles, 0.0):
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)  # A stopped one would not hear of it.
   left = wait_for(handles, grace)
   for process in left:
     for child in (*process.children(recursive=True), process):

@@ -164,11 +164,7 @@ def test_mistakes_are_told_at_once(make, maker, text):
 
 def test_a_step_that_computes_has_the_time_of_a_reset(make):
   """Some levels compile a map in mid-episode, on a machine that is full."""
-  pool = make(
-    [engines.spec('failing', how='compute', lengths=(3,))],
-    step_timeout=1.0,
-    reset_timeout=60.0,
-  )
+  pool = make([engines.spec('failing', how='compute', lengths=(3,))], step_timeout=2.0)
   pool.reset(0)
   ready = play_until(pool, lambda r: r.episodes or r.failures)
   assert not ready.failures
@@ -178,11 +174,10 @@ def test_a_step_that_computes_has_the_time_of_a_reset(make):
 def test_a_step_that_computes_for_ever_is_ended(make, tmp_path):
   once = str(tmp_path / 'once')
   pool = make(
-    [engines.spec('failing', how='spin', once=once, lengths=(3,))],
-    step_timeout=1.0,
-    reset_timeout=4.0,
+    [engines.spec('failing', how='spin', once=once, lengths=(3,))], step_timeout=2.0
   )
-  pool.reset(0)
+  start(pool)
+  pool._reset_timeout = 4.0  # Which an engine may need to start.
   (failure,) = play_until(pool, lambda r: r.failures).failures
   assert 'no answer in 4 s (step)' in failure.cause
 

@@ -58,7 +58,7 @@ def _compute(seconds):
 
 
 HOW = {
-  'compute': lambda: _compute(2.0),
+  'compute': lambda: _compute(3.0),
   'spin': lambda: _compute(1e9),
   'abort': _leave_core,
   'exit': _exit,
