@@ -22,7 +22,10 @@ _VERSIONS = (0, 0, 1, 2, 1, 5, 3)  # Of the parameters behind each batch.
 def _config(updates: int) -> config_lib.Config:
   frames = updates * synthetic.config().frames_per_update
   return synthetic.config(
-    learner__total_frames=str(frames), learner__publish_interval='2'
+    learner__total_frames=str(frames),
+    learner__publish_interval='2',
+    # The last record is of all updates, however slow they are compiled.
+    learner__metrics_interval='1000',
   )
 
 
