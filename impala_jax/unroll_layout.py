@@ -172,20 +172,20 @@ class UnrollLayout:
       Why a row must be refused, by its index; empty where all may be had.
     """
     found: dict[int, str] = {}
-    for f in self.fields:
-      if f.bounds is None or not f.nbytes:
-        continue
-      numbers = rows[:, f.offset : f.offset + f.nbytes].view(f.dtype)
-      low, high = f.bounds
-      # Of NaN no comparison holds. All rows at once: most of the cost are the calls.
-      if numbers.min() >= low and numbers.max() <= high:
-        continue
-      for i, (least, most) in enumerate(
-        zip(numbers.min(axis=1), numbers.max(axis=1), strict=True)
-      ):
-        if not (least >= low and most <= high):
-          text = f'{f.name} lies in [{least}, {most}]: must lie in [{low:g}, {high:g}]'
-          found.setdefault(i, text)
+    with np.errstate(invalid='ignore'):  # NaN are what is looked for.
+      for f in self.fields:
+        if f.bounds is None or not f.nbytes:
+          continue
+        numbers = rows[:, f.offset : f.offset + f.nbytes].view(f.dtype)
+        low, high = f.bounds
+        # Of NaN no comparison holds. All rows at once: most of the cost are the calls.
+        if numbers.min() >= low and numbers.max() <= high:
+          continue
+        ranges = zip(numbers.min(axis=1), numbers.max(axis=1), strict=True)
+        for i, (least, most) in enumerate(ranges):
+          if not (least >= low and most <= high):
+            allowed = f'must lie in [{low:g}, {high:g}]'
+            found.setdefault(i, f'{f.name} lies in [{least}, {most}]: {allowed}')
     return found
 
   def unpack(self, rows: jax.Array) -> types.Unroll:

@@ -456,3 +456,35 @@ def test_frames_count_repeats_and_the_last_update_reaches_the_total():
     learner = config_lib.Learner(batch_size=2, total_frames=total)
     sized = dataclasses.replace(config, learner=learner)
     assert (sized.frames_per_update, sized.total_updates) == (40, updates)
+
+
+@pytest.mark.parametrize(
+  ('setting', 'words'),
+  [
+    ('optimizer.adam_b2=1', r'adam_b2 is 1\.0: must be below 1'),
+    ('optimizer.adam_b1=1', r'adam_b1 is 1\.0: must be below 1'),
+    ('optimizer.decay=1', r'decay is 1\.0: must be below 1'),
+    ('optimizer.momentum=1', r'momentum is 1\.0: must be below 1'),
+    ('optimizer.learning_rate=inf', 'learning_rate is inf: must be finite'),
+    ('loss.entropy_cost=inf', 'entropy_cost is inf: must be finite'),
+    ('loss.baseline_cost=nan', 'baseline_cost is nan: must be finite'),
+    ('loss.trace_lambda=1e6', r'trace_lambda is 1000000\.0: must lie in \[0, 1\]'),
+    ('loss.rho_clip=nan', 'rho_clip is nan: must not be negative'),
+    ('learner.metrics_interval=inf', 'metrics_interval is inf: must be finite'),
+  ],
+)
+def test_settings_that_make_nothing_finite_are_refused(setting, words):
+  with pytest.raises(config_lib.ConfigError, match=words):
+    config_lib.validate(config_lib.override(config_lib.Config(), [setting]))
+
+
+def test_clips_may_be_infinite_but_not_their_products():
+  free = ['loss.rho_clip=inf', 'loss.pg_rho_clip=inf', 'optimizer.max_grad_norm=inf']
+  config_lib.validate(config_lib.override(config_lib.Config(), free))
+  for c_clip in ('inf', '4'):
+    made = config_lib.override(config_lib.Config(), [*free, f'loss.c_clip={c_clip}'])
+    with pytest.raises(config_lib.ConfigError, match=r'c_clip .* at most 3\.981 with'):
+      config_lib.validate(made)
+  config_lib.validate(
+    config_lib.override(config_lib.Config(), [*free, 'loss.c_clip=3.9'])
+  )

@@ -257,3 +257,63 @@ def test_unknown_settings_are_refused():
     wrong = dataclasses.replace(config.Loss(), **{field: 'other'})
     with pytest.raises(ValueError, match=r"is 'other': must be one of"):
       losses.make_loss(wrong)(*batch)
+
+
+@pytest.mark.parametrize('loss_config', LOSSES)
+def test_forbidden_actions_add_nothing(loss_config):
+  """A logit of -inf, against the reference and against the network without it."""
+  rng = np.random.default_rng(3)
+  steps = 5
+  logits = rng.normal(size=(steps + 1, 1, A)).astype(np.float32)
+  logits[:, :, 1] = -np.inf
+  logits[2, :, 0] = -np.inf
+  allowed = np.delete(logits, 1, axis=-1)
+  output = types.AgentOutput(logits, rng.normal(size=(steps + 1, 1)).astype('f4'))
+  action = np.full((steps, 1), 2, np.int32)
+  unroll = types.Unroll(
+    timestep=types.TimeStep(
+      np.full((steps + 1, 1), types.StepType.MID, np.uint8),
+      rng.normal(size=(steps + 1, 1)).astype(np.float32),
+      np.ones((steps + 1, 1), np.float32),
+      None,
+    ),
+    action=action,
+    behaviour_log_prob=np.full((steps, 1), -1.0, np.float32),
+    behaviour_logits=None,
+    last_action=None,
+    agent_state=None,
+    task_id=None,
+  )
+  (loss, metrics), slopes = gradient_of(loss_config)(output, unroll)
+  expected = apart(loss_config, output, unroll, 0, 0, steps)
+  assert_close(loss, sum(expected[part] for part in PARTS))
+  assert_close(metrics['entropy'], np.mean(expected['entropies']))
+  assert_close(slopes.logits[:-1, 0], expected['grad_logits'])
+  assert np.all(slopes.logits[:, :, 1] == 0)
+  (same, _), fewer = gradient_of(loss_config)(
+    output._replace(logits=allowed), unroll._replace(action=action - 1)
+  )
+  assert_close(loss, same)
+  assert_close(np.delete(slopes.logits, 1, axis=-1), fewer.logits)
+
+
+def test_a_forbidden_action_by_hand():
+  output = types.AgentOutput(jnp.array([[[0.0, 0.0, -jnp.inf]]] * 2), jnp.zeros((2, 1)))
+  unroll = types.Unroll(
+    types.TimeStep(
+      jnp.ones((2, 1), jnp.uint8), jnp.array([[0.0], [1.0]]), jnp.ones((2, 1)), None
+    ),
+    jnp.array([[0]]), jnp.array([[-0.69]]), None, None, None, None,
+  )  # fmt: skip
+  loss_config = config.Loss()
+  (loss, metrics), slopes = gradient_of(loss_config)(output, unroll)
+  ratio = min(1.0, 0.5 / np.exp(-0.69))
+  by_hand = np.log(2) * ratio + 0.25 * ratio**2 - 0.01 * np.log(2)
+  np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
+  np.testing.assert_allclose(metrics['entropy'], np.log(2), rtol=1e-6)
+  # Taken all the same, it teaches the policy nothing, and harms nothing.
+  (loss, _), slopes = gradient_of(loss_config)(
+    output, unroll._replace(action=jnp.array([[2]]))
+  )
+  assert np.isfinite(loss)
+  assert all(np.isfinite(x).all() for x in slopes)

@@ -72,6 +72,11 @@ def log_softmax(logits):
   return shifted - np.log(np.sum(np.exp(shifted)))
 
 
+def times_log(p, log_p):
+  """p log p, 0 where p is 0."""
+  return p * log_p if p > 0 else 0.0
+
+
 def loss(logits, baseline, actions, behaviour_log_probs, rewards, not_ended, settings):
   """Loss, its parts and its analytic gradient for one stretch.
 
@@ -114,14 +119,15 @@ def loss(logits, baseline, actions, behaviour_log_probs, rewards, not_ended, set
       log_policy, slope = np.log(p_a + 1e-6), p_a / (p_a + 1e-6)
     else:
       log_policy, slope = np.log(p_a), 1.0
-    entropy = -sum(q * np.log(q) for q in p)
+    entropy = -sum(times_log(q, log_q) for q, log_q in zip(p, log_pi[t], strict=True))
     entropies.append(entropy)
     error = vs[t] - float(baseline[t])
     out['policy_loss'] -= log_policy * advantages[t]
     out['baseline_loss'] += settings.baseline_cost * 0.5 * error**2
     out['entropy_loss'] -= settings.entropy_cost * entropy
     grad_logits[t] = -advantages[t] * slope * (one_hot - p)
-    grad_logits[t] += settings.entropy_cost * p * (log_pi[t] + entropy)
+    products = np.array([times_log(*x) for x in zip(p, log_pi[t], strict=True)])
+    grad_logits[t] += settings.entropy_cost * (products + p * entropy)
     grad_baseline[t] = -settings.baseline_cost * error
   return {
     **out,

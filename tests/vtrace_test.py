@@ -180,11 +180,28 @@ def test_low_precision_is_computed_in_float32():
     ({'c_clip': 2.0}, r'c_clip is 2\.0.*rho_clip \(1\.0\)'),
     ({'pg_rho_clip': -1.0}, r'pg_rho_clip is -1\.0'),
     ({'lambda_': np.nan}, r'lambda_ is nan'),
+    ({'lambda_': 1.5}, r'lambda_ is 1\.5: must lie in \[0, 1\]'),
+    ({'rho_clip': np.inf, 'c_clip': np.inf}, r'c_clip is inf: .* at most 1e\+04 for 3'),
   ],
 )
 def test_refuses_impossible_settings(kwargs, words):
   with pytest.raises(ValueError, match=words):
     vtrace.vtrace(**make_inputs(0, (3, 2)), **kwargs)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('steps', [1, 6, 100])
+def test_the_largest_weights_do_not_overflow(method, steps):
+  inputs = make_inputs(1, (steps, 2))
+  inputs['log_rhos'][:] = 50.0
+  inputs['discounts'][:] = 1.0
+  most = types.largest_trace_weight(steps)
+  out = vtrace.vtrace(**inputs, method=method, rho_clip=np.inf, c_clip=most)
+  for x in out:
+    assert np.all(np.isfinite(x))
+    assert np.all(np.isfinite(np.square(x)))
+  with pytest.raises(ValueError, match=r'c_clip is .*overflow'):
+    vtrace.vtrace(**make_inputs(1, (60, 2)), method=method, rho_clip=np.inf, c_clip=1.7)
 
 
 def test_refuses_wrong_arrays():

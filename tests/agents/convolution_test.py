@@ -106,6 +106,21 @@ def test_pooling_is_that_of_xla_with_many_ties(n, height, width, channels):
 
 
 @needs_onednn
+def test_pooling_keeps_nan_as_xla_does_and_infinities():
+  x = np.random.default_rng(0).normal(size=(3, 9, 8, 4)).astype(np.float32)
+  x[0, 3, 4, 1] = x[1, 0, 0, 0] = x[2, 8, 7, 3] = np.nan
+  x[1, 5, 5, 2], x[2, 2, 2, 0] = np.inf, -np.inf
+  want = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
+  assert 3 <= np.isnan(want).sum() < 20
+  np.testing.assert_array_equal(jax.jit(ops.max_pool)(x), want)
+  value, _ = jax.vjp(ops.max_pool, x)
+  np.testing.assert_array_equal(value, want)
+  # A sum of infinities is NaN, though none is there.
+  x = np.where(np.isnan(x), 0.0, x).astype(np.float32)
+  want = nn.max_pool(x, (3, 3), (2, 2), 'SAME')
+  np.testing.assert_array_equal(ops.max_pool(x), want)
+
+
 def test_vmap_and_several_devices_at_once():
   kernel, bias = _random(1, 3, 3, 4, 8), _random(2, 8)
   x = _random(0, 2 * jax.local_device_count(), 3, 12, 10, 4)

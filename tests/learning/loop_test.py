@@ -221,3 +221,49 @@ def test_a_batch_is_kept_until_its_update_is_over_and_the_next_one_begins_before
     ('begun', 1), ('begun', 2), ('over', 1), ('released', 1),
     ('begun', 3), ('over', 2), ('released', 2), ('over', 3), ('released', 3),
   ]  # fmt: skip
+
+
+def test_a_run_that_trains_nothing_ends_with_the_first_thing_that_was_not_finite():
+  """It used to end as a success after all of its frames."""
+  config = config_lib.override(_config(7), ['optimizer.learning_rate=3e38'])
+  learner = synthetic.make_learner(config)
+  queue = local_transport.LocalTransport(synthetic.layout(), 4, 64)
+  writer = queue.writer()
+  for i in range(7):
+    for row in synthetic.rows(i, sequence=4 * i):
+      writer.write(row, 1.0)
+  control = board.Board()
+  recorded = recorder.Recorder(config, control, queue.stats)
+  trains = loop.LearnerLoop(config, learner, queue, control, recorded)
+  with pytest.raises(
+    loop.NotFinite, match='7 of the last 7 updates were skipped: the new parameter'
+  ):
+    trains.run()
+  queue.close()
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(trains.state.params))
+
+
+def test_a_policy_that_cannot_act_is_found_out(monkeypatch):
+  """Its actors' unrolls are refused, so no update is ever skipped."""
+  monkeypatch.setattr(loop, '_SILENCE', 0.0)
+  config = _config(7)
+  learner = synthetic.make_learner(config)
+  queue = local_transport.LocalTransport(synthetic.layout(), 4, 64)
+  control = board.Board()
+  recorded = recorder.Recorder(config, control, queue.stats)
+  trains = loop.LearnerLoop(config, learner, queue, control, recorded)
+  rows = synthetic.rows(0)
+  synthetic.layout().views(rows).behaviour_log_prob[...] = np.nan
+  for i, row in enumerate(rows):
+    synthetic.layout().seal(row, actor_id=0, incarnation=0, sequence=i, version=0)
+    queue.writer().write(row, 1.0)
+  with pytest.raises(TimeoutError):
+    queue.read(0.1)
+  trains._check_policy()  # A stranger's unrolls say nothing of the policy.
+  assert queue.stats().refused == 4
+  trains._refused = 0
+  nan = jax.tree.map(lambda x: np.full_like(x, np.nan), trains.state.params)
+  trains._state = trains.state._replace(params=learner.replicate(nan))
+  with pytest.raises(loop.NotFinite, match='the policy of update 0 is not finite'):
+    trains.run()
+  queue.close()

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from impala_jax import config as config_lib
@@ -223,3 +224,49 @@ def test_loss_and_gradient_must_both_be_finite(what):
   jax.tree.map(
     np.testing.assert_array_equal, (after.params, after.opt_state, params), kept
   )
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'words'),
+  [
+    (optax.sgd(3e38), 'the new parameter '),
+    (optax.adam(1e-3, b1=1.0), 'the new parameter '),
+    (optax.chain(optax.trace(0.9, accumulator_dtype=jnp.float16), optax.scale(0.0)),
+     "the optimiser's new "),
+  ],
+)  # fmt: skip
+def test_new_parameters_and_the_optimisers_state_must_be_finite_too(optimizer, words):
+  def loss_fn(output, unroll):
+    del unroll
+    return 1e6 * jnp.sum(output.baseline), {'own_loss': jnp.zeros(())}
+
+  update = jax.jit(learner_lib.make_update(AGENT, loss_fn, optimizer, LAYOUT))
+  _, _, rows = make_batch(0)
+  before = learner_lib.init_state(AGENT, optimizer, jax.random.key(0))
+  after, params, figures = update(before, rows)
+  assert np.isfinite(figures['total_loss'])
+  assert np.isfinite(figures['grad_norm'])
+  assert after.skipped == after.updates == 1
+  found = learner_lib.suspects(before, figures)[int(figures['culprit'])]
+  assert found.startswith(words)
+  kept = before.params, before.opt_state, before.params
+  jax.tree.map(
+    np.testing.assert_array_equal, (after.params, after.opt_state, params), kept
+  )
+
+
+def test_the_first_culprit_is_named():
+  def culprit(loss_fn):
+    optimizer = optax.sgd(0.1)
+    update = learner_lib.make_update(AGENT, loss_fn, optimizer, LAYOUT)
+    before = learner_lib.init_state(AGENT, optimizer, jax.random.key(0))
+    _, _, figures = jax.jit(update)(before, make_batch(0)[2])
+    return learner_lib.suspects(before, figures)[int(figures['culprit'])]
+
+  total = lambda output: jnp.sum(output.baseline)
+  parts = {'a_loss': jnp.zeros(()), 'b_loss': jnp.full((), jnp.nan)}
+  assert culprit(lambda output, _: (total(output), parts)) == 'nothing'
+  assert culprit(lambda output, _: (total(output) + jnp.inf, parts)) == 'b_loss'
+  assert culprit(lambda output, _: (total(output) + jnp.inf, {})) == 'total_loss'
+  root = lambda output, _: (jnp.sqrt(0.0 * total(output)), {})
+  assert culprit(root).startswith('the gradient of ')

@@ -108,6 +108,11 @@ class Batcher:
     """Rows that a request may have, and that run at once."""
     return self._policy.largest
 
+  @property
+  def capacity(self) -> int:
+    """Environments that there is room for."""
+    return self._sessions.capacity
+
   def totals(self) -> Totals:
     """A copy."""
     with self._lock:

@@ -6,7 +6,6 @@ Its connections are coroutines of one thread: as many clients may wait as there 
 import asyncio
 import concurrent.futures
 import contextlib
-import logging
 import socket
 import ssl
 import threading
@@ -20,8 +19,11 @@ from impala_jax.distributed.inference import sessions as inference_sessions
 from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.security import ports
+from impala_jax.runtime import refusals
 
-_PATIENCE = 30.0  # Seconds for the rest of a message that has begun, either way.
+_PATIENCE = 30.0  # Seconds for the rest of a message that has begun, either way;
+# and for a connection to join, whose client may then have nothing to ask for long.
+_MOST_STRANGERS = 256  # Connections beyond one for each environment.
 
 
 class Server:
@@ -50,6 +52,8 @@ class Server:
     self._wire = wire
     # A stranger's message may be no larger than one that makes sense.
     self._largest = wire.request_bytes(batcher.max_batch) + 4096
+    self._most = batcher.capacity + _MOST_STRANGERS
+    self._refusals = refusals.Refusals('requests')
     listener = ports.listen(host, port, backlog=1024)
     self.port = listener.getsockname()[1]
     self.address = f'{host}:{self.port}'
@@ -98,6 +102,11 @@ class Server:
   ) -> None:
     task = asyncio.current_task()
     assert task is not None
+    sender = str((writer.get_extra_info('peername') or ['unknown'])[0])
+    if len(self._connections) >= self._most:
+      self._refuse(sender, f'{self._most} connections: no more at once')
+      writer.close()
+      return
     self._connections.add(task)
     sessions: set[int] = set()
     try:
@@ -107,17 +116,16 @@ class Server:
       plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
       go_on = True
       while go_on:
-        # A client may have nothing to ask for long.
-        kind, size = connection_lib.HEAD.unpack(
-          await reader.readexactly(connection_lib.HEAD.size)
-        )
+        async with asyncio.timeout(None if sessions else _PATIENCE):
+          head = await reader.readexactly(connection_lib.HEAD.size)
+        kind, size = connection_lib.HEAD.unpack(head)
         if size > self._largest:
-          self._refuse(words := f'{size} bytes: at most {self._largest}')
+          self._refuse(sender, words := f'{size} bytes: at most {self._largest}')
           status, reply, go_on = connection_lib.REFUSED, words.encode(), False
         else:
           async with asyncio.timeout(_PATIENCE):
             message = await reader.readexactly(size)
-          status, reply = await self._answer(kind, message, sessions)
+          status, reply = await self._answer(kind, message, sessions, sender)
         writer.write(connection_lib.HEAD.pack(status, len(reply)) + reply)
         async with asyncio.timeout(_PATIENCE):
           await writer.drain()
@@ -130,7 +138,7 @@ class Server:
       writer.close()
 
   async def _answer(
-    self, kind: int, message: bytes, sessions: set[int]
+    self, kind: int, message: bytes, sessions: set[int], sender: str
   ) -> tuple[int, bytes]:
     """Status and reply; what makes no sense ends neither connection nor server."""
     try:
@@ -149,8 +157,9 @@ class Server:
         return connection_lib.OK, msgpack.packb(session)
       if kind == connection_lib.LEAVE:
         session = _unpack(message, {'session': int})['session']
-        self._batcher.leave(session)
-        sessions.discard(session)
+        if session in sessions:  # Nobody leaves for another.
+          self._batcher.leave(session)
+          sessions.discard(session)
         return connection_lib.OK, b''
       raise inference_wire.WireError(f'a message of the kind {kind}')
     except inference_sessions.UnknownSession as e:
@@ -158,11 +167,11 @@ class Server:
     except inference_sessions.NoRoom as e:
       return connection_lib.NO_ROOM, str(e).encode()
     except ValueError as e:
-      self._refuse(str(e))
-      return connection_lib.REFUSED, str(e).encode()
+      self._refuse(sender, str(e))
+      return connection_lib.REFUSED, str(e).encode(errors='replace')
 
-  def _refuse(self, words: str) -> None:
-    logging.warning('refused a request: %s', words)
+  def _refuse(self, sender: str, words: str) -> None:
+    self._refusals.add(sender, words)
     self._batcher.refuse()
 
 
