@@ -15,8 +15,8 @@ import numpy.typing as npt
 CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'no_correction')
 # How the recursion of V-trace is computed.
 VTRACE_METHODS = ('auto', 'scan', 'associative')
-# What products of V-trace's weights over an unroll may grow to: times a TD error, and
-# squared, it is finite in float32.
+# What products of V-trace's weights over an unroll may grow to: sums of so many TD
+# errors stay finite in float32.
 LARGEST_TRACE = 1e12
 # How rewards are bounded for learning, see `losses.clip_rewards`.
 REWARD_CLIPPING = ('abs_one', 'soft_asymmetric', 'none')

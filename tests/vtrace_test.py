@@ -199,7 +199,6 @@ def test_the_largest_weights_do_not_overflow(method, steps):
   out = vtrace.vtrace(**inputs, method=method, rho_clip=np.inf, c_clip=most)
   for x in out:
     assert np.all(np.isfinite(x))
-    assert np.all(np.isfinite(np.square(x)))
   with pytest.raises(ValueError, match=r'c_clip is .*overflow'):
     vtrace.vtrace(**make_inputs(1, (60, 2)), method=method, rho_clip=np.inf, c_clip=1.7)
 

@@ -262,8 +262,9 @@ def test_a_policy_that_cannot_act_is_found_out(monkeypatch):
   trains._check_policy()  # A stranger's unrolls say nothing of the policy.
   assert queue.stats().refused == 4
   trains._refused = 0
-  nan = jax.tree.map(lambda x: np.full_like(x, np.nan), trains.state.params)
-  trains._state = trains.state._replace(params=learner.replicate(nan))
+  state = learner_lib.to_host(trains.state)
+  nan = jax.tree.map(lambda x: np.full_like(x, np.nan), state.params)
+  trains._state = learner.replicate(state._replace(params=nan))
   with pytest.raises(loop.NotFinite, match='the policy of update 0 is not finite'):
     trains.run()
   queue.close()
