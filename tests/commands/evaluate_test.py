@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 
 from impala_jax import components, configs
 from impala_jax import config as config_lib
+from impala_jax.commands import evaluate, main
 from impala_jax.environments import base, catch
+from impala_jax.evaluation import films
 from impala_jax.learning import checkpointing
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -198,3 +201,37 @@ def test_mistakes_get_one_clear_line(tmp_path):
     assert len(errors.splitlines()) <= 2, (flags, errors)
     assert 'Traceback' not in errors
   assert not (tmp_path / 'good' / 'evaluations').exists()
+
+
+def test_films_that_were_cut_short_leave_a_whole_evaluation(
+  tmp_path, monkeypatch, capsys
+):
+  """The chart is drawn before the films, which take longest."""
+  run_dir, out = _make_run(tmp_path / 'run'), tmp_path / 'out'
+  drawn = []
+
+  def film(*_, should_stop, **__):
+    drawn.append((out / 'evaluation.png').exists())
+    os.kill(os.getpid(), signal.SIGINT)
+    deadline = time.monotonic() + 60
+    while not should_stop() and time.monotonic() < deadline:
+      time.sleep(0.01)
+
+  monkeypatch.setattr(films, 'film', film)
+  monkeypatch.setattr(evaluate, '_check_flags', lambda args: None)
+  # What it sets for its whole process.
+  monkeypatch.setattr(evaluate.compile_cache, 'enable', lambda: None)
+  monkeypatch.setattr(evaluate.logging, 'set_verbosity', lambda level: None)
+  before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    code = main.main(
+      ['evaluate', f'--run_dir={run_dir}', '--episodes=2', '--videos',
+       f'--output={out}']
+    )  # fmt: skip
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  assert code == 130
+  assert drawn == [True]
+  assert 'Stopped early: films are missing.' in capsys.readouterr().err
+  assert _report(out)['complete']
