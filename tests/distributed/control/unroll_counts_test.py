@@ -28,5 +28,5 @@ def test_what_came_stands_beside_what_was_sent(tmp_path):
   assert [rows[k]['sent'] for k in ((3, 0), (3, 1), (4, 0))] == [0, 4, 0]
   assert rows[3, 0] == {
     'actor': 3, 'incarnation': 0, 'first': 0, 'next': 9, 'received': 7, 'lost': 1,
-    'stale': 1, 'sent': 0,
+    'stale': 1, 'refused': 0, 'sent': 0,
   }  # fmt: skip
