@@ -422,7 +422,9 @@ def _kind_name(kind: Any) -> str:
 def _finite(value: Any) -> bool:
   if isinstance(value, tuple | list):
     return all(map(_finite, value))
-  return not isinstance(value, numbers.Real) or math.isfinite(value)
+  # A whole number may be too large to be asked.
+  real = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+  return not real or math.isfinite(value)
 
 
 def _must_be(kind: Any) -> str:

@@ -292,7 +292,7 @@ def test_the_meeting_of_learners(tmp_path):
 def test_checkpoints(tmp_path):
   rng = random.Random(5)
   state = {'x': np.arange(6, dtype=np.float32)}
-  sound = checkpointing.save(tmp_path, 1, state, {'updates': 1})
+  sound = checkpointing.save(tmp_path, 1, state, {'updates': 1, 'frames': 20})
   good = sound.read_bytes()
   for i in range(250):
     damaged = garble(rng, good)
