@@ -88,17 +88,21 @@ def paper_atari_deep() -> Config:
 def paper_dmlab_level() -> Config:
   """One DeepMind Lab level: deep network with LSTM, 96x72 RGB, unrolls of 100."""
   return Config(
-      name='paper_dmlab_level',
-      environment=Environment(suite='dmlab', levels=('rooms_watermaze',)),
-      network=Network(
-          torso='deep', hidden=256, lstm=256, frame_stack=1,
-          last_action_reward=True, instructions=True,
-      ),
-      loss=Loss(entropy_cost=0.00334),
-      optimizer=Optimizer(learning_rate=4.8e-4, epsilon=0.1, max_grad_norm=0.0),
-      actor=Actor(num_actors=48, envs_per_actor=4, unroll_length=100),
-      learner=Learner(batch_size=32, total_frames=1_000_000_000),
-  )  # fmt: skip
+    name='paper_dmlab_level',
+    environment=Environment(suite='dmlab', levels=('rooms_watermaze',)),
+    network=Network(
+      torso='deep',
+      hidden=256,
+      lstm=256,
+      frame_stack=1,
+      last_action_reward=True,
+      instructions=True,
+    ),
+    loss=Loss(entropy_cost=0.00334),
+    optimizer=Optimizer(learning_rate=4.8e-4, epsilon=0.1, max_grad_norm=0.0),
+    actor=Actor(num_actors=48, envs_per_actor=4, unroll_length=100),
+    learner=Learner(batch_size=32, total_frames=1_000_000_000),
+  )
 
 
 def dmlab30() -> Config:
@@ -156,9 +160,17 @@ def benchmark_deep() -> Config:
 
 
 _CONFIGS: tuple[Callable[[], Config], ...] = (
-    small, pong, catch, paper_atari_shallow, paper_atari_deep, paper_dmlab_level,
-    dmlab30, doom, benchmark_shallow, benchmark_deep,
-)  # fmt: skip
+  small,
+  pong,
+  catch,
+  paper_atari_shallow,
+  paper_atari_deep,
+  paper_dmlab_level,
+  dmlab30,
+  doom,
+  benchmark_shallow,
+  benchmark_deep,
+)
 
 
 def names() -> list[str]:

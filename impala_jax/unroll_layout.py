@@ -143,9 +143,16 @@ class UnrollLayout:
   ) -> None:
     """Writes the header of one finished row, checksum included."""
     row[: HEADER.itemsize].view(HEADER)[0] = (
-        self.fingerprint, 0, actor_id, incarnation, sequence, version, env_id,
-        task_id, b'',
-    )  # fmt: skip
+      self.fingerprint,
+      0,
+      actor_id,
+      incarnation,
+      sequence,
+      version,
+      env_id,
+      task_id,
+      b'',
+    )
     self.header(row)['checksum'] = _checksum(row)
 
   def problem(self, row: types.Rows) -> str | None:

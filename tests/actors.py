@@ -21,10 +21,21 @@ def make(
 ) -> actor.Actor:
   """An actor; `settings` are its own."""
   local = policy.Local(
-    agent, parameters, environment.num_envs, unroll_length=unroll_length,
-    batch=inference_batch, max_lag=max_lag, greedy=greedy, seed=seed,
-  )  # fmt: skip
+    agent,
+    parameters,
+    environment.num_envs,
+    unroll_length=unroll_length,
+    batch=inference_batch,
+    max_lag=max_lag,
+    greedy=greedy,
+    seed=seed,
+  )
   return actor.Actor(
-    local, environment, layout, writer, unroll_length=unroll_length, seed=seed,
+    local,
+    environment,
+    layout,
+    writer,
+    unroll_length=unroll_length,
+    seed=seed,
     **settings,
-  )  # fmt: skip
+  )

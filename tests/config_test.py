@@ -304,9 +304,15 @@ def test_whole_numbers_are_exact():
 def test_override_reads_every_kind_of_field():
   config = config_lib.override(
     config_lib.Config(),
-    ['learner.total_frames=2e6', 'environment.levels=pong, qbert', 'seed=7',
-     'evaluator.video=false', 'optimizer.learning_rate=1e-3', 'network.torso=deep'],
-  )  # fmt: skip
+    [
+      'learner.total_frames=2e6',
+      'environment.levels=pong, qbert',
+      'seed=7',
+      'evaluator.video=false',
+      'optimizer.learning_rate=1e-3',
+      'network.torso=deep',
+    ],
+  )
   assert config.learner.total_frames == 2_000_000
   assert config.environment.levels == ('pong', 'qbert')
   assert config.seed == 7
@@ -332,9 +338,15 @@ def test_all_bad_settings_are_named_at_once():
 def test_all_impossible_settings_are_named_at_once_with_the_arithmetic():
   config = config_lib.override(
     config_lib.Config(),
-    ['learner.batch_size=6', 'loss.discount=1.5', 'optimizer.name=sgd',
-     'loss.c_clip=2', 'actor.inference_batch=40', 'transport.queue_batches=0'],
-  )  # fmt: skip
+    [
+      'learner.batch_size=6',
+      'loss.discount=1.5',
+      'optimizer.name=sgd',
+      'loss.c_clip=2',
+      'actor.inference_batch=40',
+      'transport.queue_batches=0',
+    ],
+  )
   with pytest.raises(config_lib.ConfigError) as error:
     config_lib.validate(config, local_devices=4)
   text = str(error.value)
@@ -392,10 +404,16 @@ def test_a_limit_of_lag_that_nothing_could_keep_is_impossible(settings, least, w
 def test_impossible_settings_of_inference_are_named_at_once():
   config = config_lib.override(
     config_lib.Config(),
-    ['inference.servers=3', 'actor.num_actors=2', 'inference.max_batch=16',
-     'inference.max_environments=31', 'inference.deadline_ms=20000',
-     'actor.platform=gpu', 'transport.kind=local'],
-  )  # fmt: skip
+    [
+      'inference.servers=3',
+      'actor.num_actors=2',
+      'inference.max_batch=16',
+      'inference.max_environments=31',
+      'inference.deadline_ms=20000',
+      'actor.platform=gpu',
+      'transport.kind=local',
+    ],
+  )
   with pytest.raises(config_lib.ConfigError) as error:
     config_lib.validate(config)
   text = str(error.value)

@@ -303,8 +303,13 @@ def test_a_forbidden_action_by_hand():
     types.TimeStep(
       jnp.ones((2, 1), jnp.uint8), jnp.array([[0.0], [1.0]]), jnp.ones((2, 1)), None
     ),
-    jnp.array([[0]]), jnp.array([[-0.69]]), None, None, None, None,
-  )  # fmt: skip
+    jnp.array([[0]]),
+    jnp.array([[-0.69]]),
+    None,
+    None,
+    None,
+    None,
+  )
   loss_config = config.Loss()
   (loss, metrics), slopes = gradient_of(loss_config)(output, unroll)
   ratio = min(1.0, 0.5 / np.exp(-0.69))

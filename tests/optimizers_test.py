@@ -107,9 +107,12 @@ def test_the_norm_is_taken_over_all_parameters():
 @pytest.mark.parametrize('schedule', config.SCHEDULES)
 def test_reported_learning_rate_is_the_applied_one(schedule):
   settings = make_config(
-    schedule=schedule, decay=1 - 1e-9, epsilon=1e-12, learning_rate=0.25,
+    schedule=schedule,
+    decay=1 - 1e-9,
+    epsilon=1e-12,
+    learning_rate=0.25,
     max_grad_norm=0.0,
-  )  # fmt: skip
+  )
   # Such a decay keeps the mean square at 1: each step is then the rate itself.
   history = [np.ones(5), *apply(settings, [np.ones(5, np.float32)] * (UPDATES + 2))]
   steps = -np.diff(np.array(history), axis=0)[:, 0]

@@ -21,9 +21,13 @@ def test_the_import_loads_nothing_else():
     'print(json.dumps(sorted(set(sys.modules) - before)))\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True,
-    timeout=60, check=True,
-  )  # fmt: skip
+    [sys.executable, '-c', script],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=True,
+  )
   assert json.loads(done.stdout) == ['impala_jax']
 
 

@@ -10,10 +10,14 @@ import subprocess
 
 # Its own mount namespace, in which /etc/hosts is another file.
 _ENTER = (
-  'unshare', '--mount', 'sh', '-ec',
+  'unshare',
+  '--mount',
+  'sh',
+  '-ec',
   'hosts=$(mktemp)\necho 127.0.0.1 somebody-else > "$hosts"\n'
-  'mount --bind "$hosts" /etc/hosts\nrm "$hosts"\nexec "$@"', 'sh',
-)  # fmt: skip
+  'mount --bind "$hosts" /etc/hosts\nrm "$hosts"\nexec "$@"',
+  'sh',
+)
 _PROXY = 'http://127.0.0.1:9'
 _ENVIRONMENT = {
   **dict.fromkeys(('http_proxy', 'https_proxy', 'all_proxy', 'grpc_proxy'), _PROXY),

@@ -26,10 +26,22 @@ def wheel(tmp_path_factory):
     shutil.copytree(ROOT / name, source / name, ignore=ignored)
   folder = source.parent / 'wheel'
   done = subprocess.run(
-    [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation',
-     '--no-deps', '--no-index', f'--wheel-dir={folder}', source],
-    capture_output=True, text=True, timeout=200,
-  )  # fmt: skip
+    [
+      sys.executable,
+      '-m',
+      'pip',
+      'wheel',
+      '--quiet',
+      '--no-build-isolation',
+      '--no-deps',
+      '--no-index',
+      f'--wheel-dir={folder}',
+      source,
+    ],
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
   assert done.returncode == 0, done.stderr
   (path,) = folder.iterdir()
   return path
@@ -78,10 +90,20 @@ def test_it_works_among_packages_of_the_same_names(installed, tmp_path):
     'import sys\nfrom impala_jax.commands.main import main\nsys.exit(main())\n'
   )
   done = subprocess.run(
-    [sys.executable, impala, 'train', '--config=catch', '--transport=local',
-     '--seed=5', '--check'],
-    env={**environment, 'PYTHONPATH': str(installed)}, cwd=place,
-    capture_output=True, text=True, timeout=100,
-  )  # fmt: skip
+    [
+      sys.executable,
+      impala,
+      'train',
+      '--config=catch',
+      '--transport=local',
+      '--seed=5',
+      '--check',
+    ],
+    env={**environment, 'PYTHONPATH': str(installed)},
+    cwd=place,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   assert json.JSONDecoder().raw_decode(done.stdout)[0]['seed'] == 5

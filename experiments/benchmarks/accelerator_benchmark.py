@@ -167,10 +167,18 @@ def beside_torch(args: argparse.Namespace, batch: int) -> dict[str, Any]:
 
 
 def arguments(unroll: int, batch: int, dtype: str) -> argparse.Namespace:
-  return learner_benchmark.parser().parse_args([
-    '--torso=deep', '--hidden=256', '--lstm=256', '--frame=72,96,3', '--frame_stack=1',
-    f'--unroll={unroll}', f'--batch={batch}', f'--dtype={dtype}',
-  ])  # fmt: skip
+  return learner_benchmark.parser().parse_args(
+    [
+      '--torso=deep',
+      '--hidden=256',
+      '--lstm=256',
+      '--frame=72,96,3',
+      '--frame_stack=1',
+      f'--unroll={unroll}',
+      f'--batch={batch}',
+      f'--dtype={dtype}',
+    ]
+  )
 
 
 if __name__ == '__main__':

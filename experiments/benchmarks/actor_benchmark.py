@@ -52,11 +52,15 @@ def main() -> int:
   parts = components.build(
     config_lib.override(
       config_lib.Config(),
-      [f'environment.levels={args.game}', f'network.torso={args.torso}',
-       f'network.hidden={args.hidden}', f'actor.envs_per_actor={args.envs}',
-       f'actor.inference_batch={args.inference_batch}'],
+      [
+        f'environment.levels={args.game}',
+        f'network.torso={args.torso}',
+        f'network.hidden={args.hidden}',
+        f'actor.envs_per_actor={args.envs}',
+        f'actor.inference_batch={args.inference_batch}',
+      ],
     )
-  )  # fmt: skip
+  )
   print(json.dumps(_measure(args, parts), indent=1))
   return 0
 

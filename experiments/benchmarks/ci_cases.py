@@ -107,10 +107,16 @@ def _actor() -> tuple[Work, Work]:
   parts = components.build(
     config_lib.override(
       config_lib.Config(),
-      ['environment.suite=catch', 'environment.levels=catch', 'network.torso=mlp',
-       'network.hidden=16', 'network.frame_stack=1', 'actor.envs_per_actor=16'],
+      [
+        'environment.suite=catch',
+        'environment.levels=catch',
+        'network.torso=mlp',
+        'network.hidden=16',
+        'network.frame_stack=1',
+        'actor.envs_per_actor=16',
+      ],
     )
-  )  # fmt: skip
+  )
   queue = local_transport.LocalTransport(parts.layout, 8, 64)
   threading.Thread(target=actor_benchmark.empty, args=(queue,), daemon=True).start()
   environments = parts.make_environments(0)

@@ -99,9 +99,13 @@ def main() -> int:
   name = {'dmlab': 'dmlab30', 'doom': 'doom'}[args.suite]
   config = config_lib.override(
     configs.get(name),
-    [f'environment.levels={args.level}', f'actor.envs_per_actor={args.envs}',
-     f'actor.inference_batch={args.inference_batch}', 'network.torso=shallow'],
-  )  # fmt: skip
+    [
+      f'environment.levels={args.level}',
+      f'actor.envs_per_actor={args.envs}',
+      f'actor.inference_batch={args.inference_batch}',
+      'network.torso=shallow',
+    ],
+  )
   print(json.dumps(_measure(args, components.build(config)), indent=1))
   return 0
 
@@ -128,9 +132,13 @@ def _measure(args: argparse.Namespace, parts: components.Components) -> dict[str
     batch=args.inference_batch,
   )
   actor = actor_lib.Actor(
-    policy, environments, parts.layout, queue.writer(), unroll_length=length,
+    policy,
+    environments,
+    parts.layout,
+    queue.writer(),
+    unroll_length=length,
     environment_patience=600.0,
-  )  # fmt: skip
+  )
   tree = measure.ProcessTree(os.getpid(), interval=60.0)  # Looking costs CPU time.
   try:
     if bare.stdout.readline().strip() != 'ready':

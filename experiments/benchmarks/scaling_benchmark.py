@@ -118,12 +118,18 @@ def _measure(
 ) -> dict[str, Any]:
   config = config_lib.override(
     configs.get('catch'),
-    [f'actor.num_actors={counts[-1]}', f'actor.envs_per_actor={args.envs}',
-     f'actor.unroll_length={args.unroll}', f'learner.batch_size={args.batch}',
-     f'network.hidden={args.hidden}', 'learner.total_frames=1e11',
-     'learner.metrics_interval=0.2', 'learner.checkpoint_interval=1e6',
-     'transport.kind=reverb'],
-  )  # fmt: skip
+    [
+      f'actor.num_actors={counts[-1]}',
+      f'actor.envs_per_actor={args.envs}',
+      f'actor.unroll_length={args.unroll}',
+      f'learner.batch_size={args.batch}',
+      f'network.hidden={args.hidden}',
+      'learner.total_frames=1e11',
+      'learner.metrics_interval=0.2',
+      'learner.checkpoint_interval=1e6',
+      'transport.kind=reverb',
+    ],
+  )
   saved = {'config': config_lib.to_dict(config)}
   files.write_json(RunDirectory(run_dir).config, saved)
   processes = {'learner': _start(args, run_dir, 'learner', 0)}

@@ -25,16 +25,25 @@ def draw(report: dict[str, Any], path: pathlib.Path) -> None:
   steps = [p['steps_per_second'] for p in points]
   one = steps[0] / actors[0]
   figure, (upper, lower) = pyplot.subplots(
-    2, 1, figsize=(7, 6), dpi=120, sharex=True, height_ratios=(3, 1),
+    2,
+    1,
+    figsize=(7, 6),
+    dpi=120,
+    sharex=True,
+    height_ratios=(3, 1),
     layout='constrained',
-  )  # fmt: skip
+  )
   upper.plot(actors, [one * n for n in actors], '--', color=_IDEAL, lw=1.2,
              label=f'ideal: {one:,.0f} agent steps/s an actor')  # fmt: skip
   waits = points[-1]['learner_waits']
   upper.plot(
-    actors, steps, 'o-', color=_MEASURED, lw=1.8,
+    actors,
+    steps,
+    'o-',
+    color=_MEASURED,
+    lw=1.8,
     label=f'measured; the learner waits {waits:.0%} of its time at {actors[-1]} actors',
-  )  # fmt: skip
+  )
   upper.set_yscale('log', base=2)
   upper.yaxis.set_major_formatter(lambda y, _: f'{y:,.0f}')
   upper.set_yticks([one * n for n in actors])

@@ -91,10 +91,14 @@ def start_again(
   """
   with open(run_dir / 'logs' / 'supervisors.log', 'ab') as log:
     process = subprocess.Popen(
-        before.argv, env=before.environment,
-        cwd=_launch(run_dir)['program']['work_dir'],
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+      before.argv,
+      env=before.environment,
+      cwd=_launch(run_dir)['program']['work_dir'],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      start_new_session=True,
+    )
   launch = _launch(run_dir)
   launch['handles'][replica.role][before.slot] = {
     'pid': process.pid,

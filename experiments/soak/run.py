@@ -136,10 +136,16 @@ class Soak:
       if not start and self._last_update():
         start = now
         seconds, bound = 60 * self._args.minutes, self._args.bound
-        faults.extend(schedule(
-            self._args.seed, seconds, self._args.interval, min(bound, seconds / 3),
-            self._args.learners, self._args.most_faults,
-        ))  # fmt: skip
+        faults.extend(
+          schedule(
+            self._args.seed,
+            seconds,
+            self._args.interval,
+            min(bound, seconds / 3),
+            self._args.learners,
+            self._args.most_faults,
+          )
+        )
       if now - last > (3 * self._args.bound if start else _START):
         self.problems.append(f'hangs: no update for {now - last:.0f} s')
         return start or now

@@ -42,17 +42,30 @@ USAGE = '--run_dir=DIR [flags]'
 def add_flags(parser: arguments.Parser) -> None:
   what = parser.add_argument_group('which agent')
   arguments.flag(
-    what, 'run_dir', 'Run directory; its newest checkpoint is played.', '',
-    shown='none', metavar='DIR',
-  )  # fmt: skip
+    what,
+    'run_dir',
+    'Run directory; its newest checkpoint is played.',
+    '',
+    shown='none',
+    metavar='DIR',
+  )
   arguments.flag(
-    what, 'checkpoint', 'Number of updates, or path of a file (then without '
-    '--run_dir).', '', shown='the newest', metavar='FILE',
-  )  # fmt: skip
+    what,
+    'checkpoint',
+    'Number of updates, or path of a file (then without --run_dir).',
+    '',
+    shown='the newest',
+    metavar='FILE',
+  )
   arguments.flag(
-    what, 'set', 'section.field=value, to change the settings of the run (paths of '
-    'data sets, say); may be repeated.', many=True, shown='none', metavar='SETTING',
-  )  # fmt: skip
+    what,
+    'set',
+    'section.field=value, to change the settings of the run (paths of '
+    'data sets, say); may be repeated.',
+    many=True,
+    shown='none',
+    metavar='SETTING',
+  )
   how = parser.add_argument_group('what it plays')
   arguments.flag(
     how, 'levels', "Some of the run's levels.", kind=arguments.names, shown='all'
@@ -67,10 +80,15 @@ def add_flags(parser: arguments.Parser) -> None:
     most=1_000_000,
   )
   arguments.flag(
-    how, 'processes', 'Environments at a time; in dmlab and doom so many processes. '
-    'Those of other suites cost little: 16 or more there.', 4, kind=int, least=1,
+    how,
+    'processes',
+    'Environments at a time; in dmlab and doom so many processes. '
+    'Those of other suites cost little: 16 or more there.',
+    4,
+    kind=int,
+    least=1,
     most=4096,
-  )  # fmt: skip
+  )
   arguments.switch(how, 'greedy', 'Likeliest action instead of sampling.')
   arguments.flag(
     how, 'seed', 'Random seed of the evaluation.', 0, kind=int, least=0, most=2**31 - 1
@@ -78,9 +96,13 @@ def add_flags(parser: arguments.Parser) -> None:
   output = parser.add_argument_group('what it leaves')
   arguments.switch(output, 'videos', 'Film one episode of each level.')
   arguments.flag(
-    output, 'output', 'Directory of the results.', '', metavar='DIR',
+    output,
+    'output',
+    'Directory of the results.',
+    '',
+    metavar='DIR',
     shown='RUN_DIR/evaluations/...',
-  )  # fmt: skip
+  )
 
 
 class _Plan(NamedTuple):
@@ -209,10 +231,15 @@ def _play(args: argparse.Namespace, plan: _Plan) -> int:
 
   def write(found: list[playing.LevelResult]) -> dict[str, Any]:
     report = evaluation_report.make(
-        config, plan.policy, found, episodes=args.episodes, seed=args.seed,
-        greedy=args.greedy, processes=args.processes,
-        seconds=round(time.monotonic() - start, 1),
-    )  # fmt: skip
+      config,
+      plan.policy,
+      found,
+      episodes=args.episodes,
+      seed=args.seed,
+      greedy=args.greedy,
+      processes=args.processes,
+      seconds=round(time.monotonic() - start, 1),
+    )
     # Until the last level is done there is more to come.
     report['complete'] &= len(found) == len(plan.tasks)
     files.write_json(plan.output / 'evaluation.json', report)
@@ -231,13 +258,18 @@ def _play(args: argparse.Namespace, plan: _Plan) -> int:
       f'level(s), with {plan.policy.path}'
     )
     found = playing.play_levels(
-        plan.parts, plan.policy.params, plan.tasks, args.episodes,
-        processes=args.processes, seed=args.seed, greedy=args.greedy,
-        should_stop=lambda: signals.stopped,
-        on_begin=lambda task_id: progress.begin(name(task_id)),
-        on_episode=lambda episode: progress.episode(name(episode.task_id)),
-        on_level=level_ended,
-    )  # fmt: skip
+      plan.parts,
+      plan.policy.params,
+      plan.tasks,
+      args.episodes,
+      processes=args.processes,
+      seed=args.seed,
+      greedy=args.greedy,
+      should_stop=lambda: signals.stopped,
+      on_begin=lambda task_id: progress.begin(name(task_id)),
+      on_episode=lambda episode: progress.episode(name(episode.task_id)),
+      on_level=level_ended,
+    )
     report = write(found)
     _draw(report, plan.output)
     failed = [levels[r.task_id] for r in found if r.error]
@@ -274,9 +306,14 @@ def _film(
     name = registry.reference(config.environment.suite, level).name
     try:
       path = films.film(
-          plan.parts, plan.policy.params, level, plan.output, seed=args.seed,
-          greedy=args.greedy, should_stop=lambda: signals.stopped,
-      )  # fmt: skip
+        plan.parts,
+        plan.policy.params,
+        level,
+        plan.output,
+        seed=args.seed,
+        greedy=args.greedy,
+        should_stop=lambda: signals.stopped,
+      )
       progress.say(f'{name}: ' + (f'film {path.name}' if path else 'has no pictures'))
     except Exception as e:  # The figures are written; the other films can be.
       progress.say(f'{name}: could not be filmed: {type(e).__name__}: {e}')

@@ -48,22 +48,34 @@ def add_flags(parser: arguments.Parser) -> None:
     what, 'seeds', 'Episodes per level.', 10, kind=int, least=1, most=100_000
   )
   arguments.flag(
-    what, 'dataset_path', 'Pictures of two psychlab levels.', '', shown='none',
+    what,
+    'dataset_path',
+    'Pictures of two psychlab levels.',
+    '',
+    shown='none',
     metavar='DIR',
-  )  # fmt: skip
+  )
   arguments.switch(
     what, 'skip_unavailable_levels', 'Leave out levels that lack their pictures.'
   )
   where = parser.add_argument_group('where to')
   arguments.flag(
-    where, 'level_cache', 'Directory of the cache.', '', shown="the user's cache",
+    where,
+    'level_cache',
+    'Directory of the cache.',
+    '',
+    shown="the user's cache",
     metavar='DIR',
-  )  # fmt: skip
+  )
   arguments.flag(where, 'level_cache_gib', 'Its bound in GiB.', 10.0, kind=float)
   arguments.flag(
-    where, 'report', 'Also write the report as JSON, here.', '', shown='nowhere',
+    where,
+    'report',
+    'Also write the report as JSON, here.',
+    '',
+    shown='nowhere',
     metavar='FILE',
-  )  # fmt: skip
+  )
   how = parser.add_argument_group('how')
   arguments.flag(
     how,

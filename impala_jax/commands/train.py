@@ -18,9 +18,13 @@ USAGE = training.USAGE
 def add_flags(parser: arguments.Parser) -> None:
   group = parser.add_argument_group('what to train')
   arguments.flag(
-    group, 'config', 'Named configuration (`impala list configs`), or a file with one, '
-    'such as the config.json of a run.', shown='small', metavar='CONFIG',
-  )  # fmt: skip
+    group,
+    'config',
+    'Named configuration (`impala list configs`), or a file with one, '
+    'such as the config.json of a run.',
+    shown='small',
+    metavar='CONFIG',
+  )
   arguments.flag(
     group,
     'game',

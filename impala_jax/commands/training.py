@@ -27,10 +27,14 @@ def add_flags(parser: arguments.Parser) -> None:
   settings = parser.add_argument_group('settings')
   of_config = 'that of the configuration'
   arguments.flag(
-    settings, 'set', 'section.field=value, of any setting (`impala list settings`); '
-    'may be repeated. It wins over all other flags.', many=True, shown='none',
+    settings,
+    'set',
+    'section.field=value, of any setting (`impala list settings`); '
+    'may be repeated. It wins over all other flags.',
+    many=True,
+    shown='none',
     metavar='SETTING',
-  )  # fmt: skip
+  )
   arguments.flag(settings, 'seed', 'Random seed.', kind=int, shown=of_config)
   arguments.flag(settings, 'num_actors', 'Actor processes.', kind=int, shown=of_config)
   arguments.flag(
@@ -51,9 +55,12 @@ def add_flags(parser: arguments.Parser) -> None:
 
   run = parser.add_argument_group('the run')
   arguments.flag(
-    run, 'run_dir', 'Directory of the run.', metavar='DIR',
+    run,
+    'run_dir',
+    'Directory of the run.',
+    metavar='DIR',
     shown='a new one under runs/',
-  )  # fmt: skip
+  )
   arguments.switch(run, 'resume', 'Go on with the run in --run_dir.')
   arguments.switch(
     run,
@@ -79,9 +86,13 @@ def add_flags(parser: arguments.Parser) -> None:
     shown=f"the site's (`impala list launchers`), else {site_launcher.FOREGROUND}",
   )
   arguments.flag(
-    where, 'launcher_set', '<launcher>.field=value, see docs/clusters.md; may be '
-    'repeated.', many=True, shown="the site's", metavar='SETTING',
-  )  # fmt: skip
+    where,
+    'launcher_set',
+    '<launcher>.field=value, see docs/clusters.md; may be repeated.',
+    many=True,
+    shown="the site's",
+    metavar='SETTING',
+  )
   arguments.switch(
     where, 'dry_run', 'Only print what would be submitted, or started here.'
   )

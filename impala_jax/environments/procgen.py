@@ -17,10 +17,23 @@ from impala_jax import types
 from impala_jax.environments import base, concat_vector, level_names, registry
 
 GAMES = (
-  'bigfish', 'bossfight', 'caveflyer', 'chaser', 'climber', 'coinrun', 'dodgeball',
-  'fruitbot', 'heist', 'jumper', 'leaper', 'maze', 'miner', 'ninja', 'plunder',
+  'bigfish',
+  'bossfight',
+  'caveflyer',
+  'chaser',
+  'climber',
+  'coinrun',
+  'dodgeball',
+  'fruitbot',
+  'heist',
+  'jumper',
+  'leaper',
+  'maze',
+  'miner',
+  'ninja',
+  'plunder',
   'starpilot',
-)  # fmt: skip
+)
 _EASY = '_easy'
 _NOOP = 4
 SPEC = types.EnvironmentSpec(types.ArraySpec((64, 64, 3), np.dtype(np.uint8)), 15)

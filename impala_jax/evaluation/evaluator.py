@@ -100,10 +100,15 @@ class Session:
     frames = self._frames(version)
     config, levels = self._config.evaluator, self._config.environment.levels
     results = playing.play_levels(
-        self._parts, params, range(len(levels)), config.episodes,
-        processes=config.processes, seed=self._config.seed + 104_729 * (version + 1),
-        greedy=config.greedy, should_stop=should_stop,
-    )  # fmt: skip
+      self._parts,
+      params,
+      range(len(levels)),
+      config.episodes,
+      processes=config.processes,
+      seed=self._config.seed + 104_729 * (version + 1),
+      greedy=config.greedy,
+      should_stop=should_stop,
+    )
     failed = {levels[r.task_id]: r.error for r in results if r.error}
     played = [r for r in results if r.complete]
     if len(played) + len(failed) < len(results) or not played:
@@ -164,9 +169,14 @@ class Session:
     """Films one episode; None where there are no pictures, or the engine fails."""
     try:
       path = films.film(
-          self._parts, params, level, self._run_dir, seed=self._config.seed + 31,
-          greedy=self._config.evaluator.greedy, should_stop=should_stop,
-      )  # fmt: skip
+        self._parts,
+        params,
+        level,
+        self._run_dir,
+        seed=self._config.seed + 31,
+        greedy=self._config.evaluator.greedy,
+        should_stop=should_stop,
+      )
     except (base.EngineError, TimeoutError, ImportError) as e:
       logging.warning('%s could not be filmed: %s', level, e)
       return None

@@ -39,13 +39,17 @@ class VideoWriter:
       factor = max(1, round(480 / height))
       self._writer = imageio_ffmpeg.write_frames(
         # Of 'a:b/film.mp4' it would take a for a protocol.
-        str(self._aside.absolute()), (width, height), fps=self._fps, macro_block_size=1,
+        str(self._aside.absolute()),
+        (width, height),
+        fps=self._fps,
+        macro_block_size=1,
         output_params=[
-          '-vf', f'scale={2 * (factor * width // 2)}:{2 * (factor * height // 2)}'
+          '-vf',
+          f'scale={2 * (factor * width // 2)}:{2 * (factor * height // 2)}'
           ':flags=neighbor',
         ],
         ffmpeg_log_level='error',
-      )  # fmt: skip
+      )
       self._writer.send(None)
     self._writer.send(np.ascontiguousarray(frame))
 
@@ -98,9 +102,15 @@ def film(
   writer = VideoWriter(path, 60.0 / parts.config.action_repeat)
   try:
     playing.play(
-      parts.agent, params, scene, seed=seed, greedy=greedy, should_stop=should_stop,
-      on_step=lambda: writer.add(scene.frame()), max_steps=_STEPS,
-    )  # fmt: skip
+      parts.agent,
+      params,
+      scene,
+      seed=seed,
+      greedy=greedy,
+      should_stop=should_stop,
+      on_step=lambda: writer.add(scene.frame()),
+      max_steps=_STEPS,
+    )
   finally:
     scene.close()
     written = writer.close()

@@ -212,10 +212,17 @@ def play_levels(
       environment = parts.make_evaluation(level, width)
       try:
         play(
-            parts.agent, params, environment, seed=_level_seed(seed, task_id),
-            episodes=_shares(episodes, width), greedy=greedy, should_stop=stop.is_set,
-            on_episode=ended, on_failure=result.failures.append, patience=patience,
-        )  # fmt: skip
+          parts.agent,
+          params,
+          environment,
+          seed=_level_seed(seed, task_id),
+          episodes=_shares(episodes, width),
+          greedy=greedy,
+          should_stop=stop.is_set,
+          on_episode=ended,
+          on_failure=result.failures.append,
+          patience=patience,
+        )
       finally:
         environment.close()
     except Exception as e:

@@ -384,8 +384,10 @@ class Recorder:
             self._next_failure_line = now + _LONG
             logging.warning(
               'actor %d: an environment failed: %s (%d so far, of all actors)',
-              event.actor, event.cause, self._environment_failures,
-            )  # fmt: skip
+              event.actor,
+              event.cause,
+              self._environment_failures,
+            )
         case protocol.Evaluation():
           self._evaluation = event
 

@@ -129,9 +129,14 @@ def convolution_images_gradient(window: Window) -> Kernel:
   layout = _Layout(window)
   library = layout.library
   desc = library.primitive_desc(
-    'convolution_backward_data', _AUTO, layout.images, layout.any_kernel,
-    layout.result, *layout.geometry, layout.forward,
-  )  # fmt: skip
+    'convolution_backward_data',
+    _AUTO,
+    layout.images,
+    layout.any_kernel,
+    layout.result,
+    *layout.geometry,
+    layout.forward,
+  )
   kernel = Kernel(f'convolution_images_gradient_{window}', places=3)
   weights = library.memory_of(desc, _WEIGHTS_MD)
   place = kernel.bring(layout.kernel, 0, weights)
@@ -150,9 +155,15 @@ def convolution_kernel_gradient(window: Window) -> Kernel:
   layout = _Layout(window)
   library = layout.library
   desc = library.primitive_desc(
-    'convolution_backward_weights', _AUTO, layout.images, layout.any_kernel,
-    layout.bias, layout.result, *layout.geometry, layout.forward,
-  )  # fmt: skip
+    'convolution_backward_weights',
+    _AUTO,
+    layout.images,
+    layout.any_kernel,
+    layout.bias,
+    layout.result,
+    *layout.geometry,
+    layout.forward,
+  )
   kernel = Kernel(f'convolution_kernel_gradient_{window}', places=4)
   weights = library.memory_of(desc, _DIFF_WEIGHTS_MD)
   same = library.equal(weights, layout.kernel)
@@ -216,9 +227,15 @@ class _Layout:
       dims(bottom, right),
     )
     self.forward = library.primitive_desc(
-      'convolution_forward', _FORWARD, _AUTO, self.images, self.any_kernel, self.bias,
-      self.result, *self.geometry,
-    )  # fmt: skip
+      'convolution_forward',
+      _FORWARD,
+      _AUTO,
+      self.images,
+      self.any_kernel,
+      self.bias,
+      self.result,
+      *self.geometry,
+    )
 
 
 def _pooling(window: Window) -> tuple[library_lib.Library, _Desc, _Desc, _Desc]:

@@ -166,9 +166,13 @@ class Library:
         'memory_desc', len(shape), dims(*shape), _F32, _ANY, how='create_with_tag'
       )
     return self._create(
-      'memory_desc', len(shape), dims(*shape), _F32, dims(*strides),
+      'memory_desc',
+      len(shape),
+      dims(*shape),
+      _F32,
+      dims(*strides),
       how='create_with_strides',
-    )  # fmt: skip
+    )
 
   def primitive_desc(self, name: str, *args: Any) -> ctypes.c_void_p:
     """Descriptor of a primitive, such as 'convolution_forward'."""
@@ -180,9 +184,14 @@ class Library:
     self, source: ctypes.c_void_p, target: ctypes.c_void_p
   ) -> ctypes.c_void_p:
     return self._create(
-      'reorder', source, self._engine, target, self._engine, self._attributes,
+      'reorder',
+      source,
+      self._engine,
+      target,
+      self._engine,
+      self._attributes,
       how='primitive_desc_create',
-    )  # fmt: skip
+    )
 
   def primitive(self, desc: ctypes.c_void_p) -> ctypes.c_void_p:
     return self._create('primitive', desc)

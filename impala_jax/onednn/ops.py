@@ -119,9 +119,13 @@ def _max_pool_forward(window, x):
 def _keep_nan(window, result, x):
   (height, width), (down, right) = window.size, window.strides
   nan = jax.lax.reduce_window(
-    jnp.isnan(x), False, jax.lax.bitwise_or,
-    (1, height, width, 1), (1, down, right, 1), ((0, 0), *window.padding, (0, 0)),
-  )  # fmt: skip
+    jnp.isnan(x),
+    False,
+    jax.lax.bitwise_or,
+    (1, height, width, 1),
+    (1, down, right, 1),
+    ((0, 0), *window.padding, (0, 0)),
+  )
   return jnp.where(nan, jnp.nan, result)
 
 

@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from impala_jax.distributed.control import protocol
 
 _COUNTS = (
-  'resets', 'reset_seconds', 'cache_hits', 'cache_misses', 'cache_evictions',
+  'resets',
+  'reset_seconds',
+  'cache_hits',
+  'cache_misses',
+  'cache_evictions',
   'cache_unwritable',
-)  # fmt: skip
+)
 
 
 class EngineFigures:

@@ -129,9 +129,13 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   columns = min(5, math.ceil(math.sqrt(len(levels))))
   rows = math.ceil(len(levels) / columns)
   figure, grid = pyplot.subplots(
-    rows, columns, figsize=(3.1 * columns, 2.0 * rows + 0.7), dpi=110, squeeze=False,
+    rows,
+    columns,
+    figsize=(3.1 * columns, 2.0 * rows + 0.7),
+    dpi=110,
+    squeeze=False,
     layout='constrained',
-  )  # fmt: skip
+  )
   legend: dict[str, Any] = {}
   for axes, level in zip(grid.flat, levels, strict=False):
     known = registry.reference(suite, level)
@@ -145,9 +149,14 @@ def level_curves(run_dir: pathlib.Path) -> pathlib.Path | None:
   figure.supxlabel('frames of all levels (action repeats counted)', fontsize=8)
   figure.supylabel('episode return (raw score)', fontsize=8)
   figure.legend(
-    legend.values(), legend.keys(), fontsize=8, ncols=4 if columns > 2 else 2,
-    loc='outside upper center', frameon=False, title=_title(run_dir, records),
-  )  # fmt: skip
+    legend.values(),
+    legend.keys(),
+    fontsize=8,
+    ncols=4 if columns > 2 else 2,
+    loc='outside upper center',
+    frameon=False,
+    title=_title(run_dir, records),
+  )
   path = RunDirectory(run_dir).level_curves
   figure.savefig(path)
   pyplot.close(figure)

@@ -54,8 +54,12 @@ class Refusals:
       self._next = now + _PAUSE
     logging.warning(
       'refused %d %s so far (%s); the last one, of %s: %s',
-      self.total, self.what, self.in_words(), sender, _plain(str(why), _LONGEST),
-    )  # fmt: skip
+      self.total,
+      self.what,
+      self.in_words(),
+      sender,
+      _plain(str(why), _LONGEST),
+    )
 
   def in_words(self, most: int = 3) -> str:
     """The senders of most, with their numbers."""

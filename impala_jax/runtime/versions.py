@@ -4,9 +4,17 @@ import importlib.metadata
 import platform
 
 _PACKAGES = (
-  'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'ale-py', 'dm-reverb', 'tensorflow-cpu',
-  'xxhash', 'torch',
-)  # fmt: skip
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'numpy',
+  'ale-py',
+  'dm-reverb',
+  'tensorflow-cpu',
+  'xxhash',
+  'torch',
+)
 
 
 def installed() -> dict[str, str]:

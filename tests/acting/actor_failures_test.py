@@ -52,9 +52,13 @@ def test_nothing_of_a_lost_episode_is_joined_to_what_follows(probability):
   # Room for all: this test reads when the actor is done.
   queue = local_transport.LocalTransport(layout, batch_size=40, capacity=43)
   actor = actors.make(
-    actor_test._counting_agent(), environment, layout, queue.writer(),
-    actor_test._Parameters(), unroll_length=_T,
-  )  # fmt: skip
+    actor_test._counting_agent(),
+    environment,
+    layout,
+    queue.writer(),
+    actor_test._Parameters(),
+    unroll_length=_T,
+  )
   actor.run(max_unrolls=40)
   assert len(environment.lost) > 3
   assert [f.env_id for f in actor.failures] == environment.lost

@@ -129,10 +129,17 @@ def _run(
   received = collections.defaultdict(list)
   with _transport(kind, layout) as (reader, writer):
     actor = actors.make(
-      _counting_agent(), environment, layout, writer, parameters,
-      unroll_length=_T, actor_id=7, incarnation=2, inference_batch=inference_batch,
+      _counting_agent(),
+      environment,
+      layout,
+      writer,
+      parameters,
+      unroll_length=_T,
+      actor_id=7,
+      incarnation=2,
+      inference_batch=inference_batch,
       send_logits=True,
-    )  # fmt: skip
+    )
     # An unwritten field would show as an impossible value.
     actor._rows[:] = 0xEE
     thread = threading.Thread(target=lambda: actor.run(max_unrolls=unrolls))
@@ -248,16 +255,24 @@ def test_the_seconds_of_stages_add_up_to_those_of_the_run(monkeypatch):
   )
   monkeypatch.setattr(actor_lib, 'time', clock)
   environment = vector.SequentialVector(
-    [lambda i=i: counting.CountingEnvironment(i, (3, 5), (False,), num_actions=_ACTIONS)
-     for i in range(_ENVS)],
+    [
+      lambda i=i: counting.CountingEnvironment(
+        i, (3, 5), (False,), num_actions=_ACTIONS
+      )
+      for i in range(_ENVS)
+    ],
     task_ids=[0] * _ENVS,
-  )  # fmt: skip
+  )
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, batch_size=4, capacity=64)
   actor = actors.make(
-    _counting_agent(), environment, layout, queue.writer(), _Parameters(),
+    _counting_agent(),
+    environment,
+    layout,
+    queue.writer(),
+    _Parameters(),
     unroll_length=_T,
-  )  # fmt: skip
+  )
   actor.run(max_unrolls=6)
   before, start = sum(actor.seconds.values()), next(ticks)
   actor.run(max_unrolls=12)
@@ -298,9 +313,14 @@ def test_with_a_limit_no_unroll_begins_with_old_parameters(max_lag):
   queue = local_transport.LocalTransport(layout, batch_size=60, capacity=60)
   learner = _FastLearner(queue.writer())
   actor = actors.make(
-    _counting_agent(), environment, layout, learner, learner,
-    unroll_length=_T, max_lag=max_lag,
-  )  # fmt: skip
+    _counting_agent(),
+    environment,
+    layout,
+    learner,
+    learner,
+    unroll_length=_T,
+    max_lag=max_lag,
+  )
   actor.run(max_unrolls=60)
   headers = layout.header(queue.read(timeout=30).rows)
   # An unroll begins when the one before of its environment was sent, as number s:
@@ -331,9 +351,15 @@ def test_an_actor_without_its_learner_gives_up_and_says_so():
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, 1, 1)
   actor = actors.make(
-    _counting_agent(), environment, layout, queue.writer(), _Gone(),
-    unroll_length=_T, actor_id=3, patience=0.3,
-  )  # fmt: skip
+    _counting_agent(),
+    environment,
+    layout,
+    queue.writer(),
+    _Gone(),
+    unroll_length=_T,
+    actor_id=3,
+    patience=0.3,
+  )
   with pytest.raises(transport.TransportError, match=r'actor 3 .*nowhere'):
     actor.run()
 
@@ -345,9 +371,15 @@ def test_a_stuck_environment_is_an_error_not_a_hang(monkeypatch):
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, 1, 1)
   actor = actors.make(
-    _counting_agent(), environment, layout, queue.writer(), _Parameters(),
-    unroll_length=_T, actor_id=3, environment_patience=0.2,
-  )  # fmt: skip
+    _counting_agent(),
+    environment,
+    layout,
+    queue.writer(),
+    _Parameters(),
+    unroll_length=_T,
+    actor_id=3,
+    environment_patience=0.2,
+  )
 
   def stuck(timeout: float) -> None:
     raise TimeoutError('nothing is ready')
@@ -365,9 +397,14 @@ def test_a_full_queue_holds_the_actor_back_until_it_is_stopped():
   queue = local_transport.LocalTransport(layout, 2, 2)
   stop = threading.Event()
   actor = actors.make(
-    _counting_agent(), environment, layout, queue.writer(), _Parameters(),
-    unroll_length=_T, should_stop=stop.is_set,
-  )  # fmt: skip
+    _counting_agent(),
+    environment,
+    layout,
+    queue.writer(),
+    _Parameters(),
+    unroll_length=_T,
+    should_stop=stop.is_set,
+  )
   thread = threading.Thread(target=actor.run)
   thread.start()
   for _ in range(3000):
@@ -389,8 +426,14 @@ def test_a_learner_that_takes_nothing_is_an_error_in_the_end():
   layout = _layout(environment.spec, logits=False)
   queue = local_transport.LocalTransport(layout, 2, 2)
   actor = actors.make(
-    _counting_agent(), environment, layout, queue.writer(), _Parameters(),
-    unroll_length=_T, actor_id=3, patience=0.1,
-  )  # fmt: skip
+    _counting_agent(),
+    environment,
+    layout,
+    queue.writer(),
+    _Parameters(),
+    unroll_length=_T,
+    actor_id=3,
+    patience=0.1,
+  )
   with pytest.raises(TimeoutError, match='actor 3: the queue has been full'):
     actor.run()

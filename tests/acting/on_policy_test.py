@@ -120,9 +120,15 @@ def test_without_lag_every_importance_ratio_is_1(network):
   )
   queue = local_transport.LocalTransport(layout, _UNROLLS, _UNROLLS)
   actor = actors.make(
-    agent, environments, layout, queue.writer(), _Fixed(params),
-    unroll_length=_T, inference_batch=_ROWS, send_logits=True,
-  )  # fmt: skip
+    agent,
+    environments,
+    layout,
+    queue.writer(),
+    _Fixed(params),
+    unroll_length=_T,
+    inference_batch=_ROWS,
+    send_logits=True,
+  )
   actor.run(max_unrolls=_UNROLLS)
   rows = jnp.asarray(queue.read(timeout=30).rows)
   unroll = jax.jit(lambda x: learner_lib.time_major(layout.unpack(x)))(rows)

@@ -38,9 +38,13 @@ def _settings():
 def _run(*flags):
   return subprocess.run(
     [sys.executable, '-m', 'impala_jax', 'evaluate', *flags],
-    cwd=_ROOT, env=_settings(), capture_output=True, text=True, timeout=200,
+    cwd=_ROOT,
+    env=_settings(),
+    capture_output=True,
+    text=True,
+    timeout=200,
     check=False,
-  )  # fmt: skip
+  )
 
 
 def _make_run(run_dir, updates=(3, 7), **environment):
@@ -122,11 +126,21 @@ def test_a_level_that_fails(tmp_path):
 def test_interrupt_leaves_what_there_is(tmp_path):
   run_dir = _make_run(tmp_path)
   process = subprocess.Popen(
-    [sys.executable, '-m', 'impala_jax', 'evaluate', f'--run_dir={run_dir}',
-     '--episodes=1000000', f'--output={tmp_path}/out'],
-    cwd=_ROOT, env=_settings(), text=True, stdout=subprocess.PIPE,
+    [
+      sys.executable,
+      '-m',
+      'impala_jax',
+      'evaluate',
+      f'--run_dir={run_dir}',
+      '--episodes=1000000',
+      f'--output={tmp_path}/out',
+    ],
+    cwd=_ROOT,
+    env=_settings(),
+    text=True,
+    stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
-  )  # fmt: skip
+  )
   for line in process.stdout:
     if 'of 1000000 episodes, about' in line:
       break
@@ -189,9 +203,13 @@ def test_mistakes_get_one_clear_line(tmp_path):
   }
   done = subprocess.run(
     [sys.executable, '-c', _MANY, json.dumps(list(cases))],
-    cwd=_ROOT, env=_settings(), capture_output=True, text=True, timeout=200,
+    cwd=_ROOT,
+    env=_settings(),
+    capture_output=True,
+    text=True,
+    timeout=200,
     check=False,
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
   for (flags, words), (code, errors) in zip(cases.items(), found, strict=True):
@@ -225,9 +243,14 @@ def test_films_that_were_cut_short_leave_a_whole_evaluation(
   before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
   try:
     code = main.main(
-      ['evaluate', f'--run_dir={run_dir}', '--episodes=2', '--videos',
-       f'--output={out}']
-    )  # fmt: skip
+      [
+        'evaluate',
+        f'--run_dir={run_dir}',
+        '--episodes=2',
+        '--videos',
+        f'--output={out}',
+      ]
+    )
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

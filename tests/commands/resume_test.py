@@ -88,9 +88,13 @@ def test_all_that_cannot_change_is_refused_at_once_and_nothing_is_written(run, m
   make('network.hidden=24')
   before = everything('old')
   code, out, err = run(
-    *RESUME, *more, '--set=network.hidden=32', '--set=network.lstm=16',
-    '--set=optimizer.momentum=0.5', '--set=optimizer.learning_rate=1e-3',
-  )  # fmt: skip
+    *RESUME,
+    *more,
+    '--set=network.hidden=32',
+    '--set=network.lstm=16',
+    '--set=optimizer.momentum=0.5',
+    '--set=optimizer.learning_rate=1e-3',
+  )
   assert (code, out) == (2, '')
   assert err.splitlines() == [
     'impala_jax: --resume: checkpoint_0000000105.msgpack was trained with other '
@@ -112,11 +116,14 @@ def test_another_game_is_another_run(run, suite):
   run_directory.create(
     config_lib.override(
       configs.get('small'),
-      ['transport.kind=local', f'environment.suite={suite}',
-       f'environment.levels={level}'],
+      [
+        'transport.kind=local',
+        f'environment.suite={suite}',
+        f'environment.levels={level}',
+      ],
     ),
     'old',
-  )  # fmt: skip
+  )
   _, config = run_directory.open_existing('old')
   save(pathlib.Path('old'), 5, config)
   before = everything('old')

@@ -44,9 +44,17 @@ def checked(run, *argv):
 
 def test_flags_are_settings(run):
   config = checked(
-    run, 'train', '--config=catch', '--seed=5', '--total_frames', '2e6',
-    '--num_actors=3', '--set=loss.discount=0.9', '--set', 'seed=6',
-  )  # fmt: skip
+    run,
+    'train',
+    '--config=catch',
+    '--seed=5',
+    '--total_frames',
+    '2e6',
+    '--num_actors=3',
+    '--set=loss.discount=0.9',
+    '--set',
+    'seed=6',
+  )
   assert (config.actor.num_actors, config.learner.total_frames) == (3, 2_000_000)
   assert config.loss.discount == 0.9
   assert config.seed == 6  # `--set` wins.

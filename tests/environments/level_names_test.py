@@ -11,11 +11,28 @@ needs_atari = pytest.mark.skipif(
 )
 # As gymnasium and ALE have registered them over the years.
 VARIANTS = (
-  '{}', 'ALE/{}-v5', '{}-v5', '{}-v0', '{}-v4', '{}NoFrameskip-v0', '{}NoFrameskip-v4',
-  '{}Deterministic-v0', '{}Deterministic-v4', '{}-ram-v0', '{}-ram-v4', 'ALE/{}-ram-v5',
-  '{}-ramDeterministic-v4', '{}-ramNoFrameskip-v0', 'ale_py:ALE/{}-v5', 'Atari/{}',
-  'gymnasium:{}NoFrameskip-v4', '{}NoFrameskip', 'atari_{}', 'MinAtar/{}-v1', '{}.bin',
-)  # fmt: skip
+  '{}',
+  'ALE/{}-v5',
+  '{}-v5',
+  '{}-v0',
+  '{}-v4',
+  '{}NoFrameskip-v0',
+  '{}NoFrameskip-v4',
+  '{}Deterministic-v0',
+  '{}Deterministic-v4',
+  '{}-ram-v0',
+  '{}-ram-v4',
+  'ALE/{}-ram-v5',
+  '{}-ramDeterministic-v4',
+  '{}-ramNoFrameskip-v0',
+  'ale_py:ALE/{}-v5',
+  'Atari/{}',
+  'gymnasium:{}NoFrameskip-v4',
+  '{}NoFrameskip',
+  'atari_{}',
+  'MinAtar/{}-v1',
+  '{}.bin',
+)
 
 
 def camel(game):

@@ -41,10 +41,14 @@ def test_statistics_by_hand():
   assert found.pop('ci95') == pytest.approx([4 - reach, 4 + reach], rel=1e-5)
   assert found == pytest.approx(
     {
-      'episodes': 3, 'mean': 4.0, 'standard_error': error, 'median': 3.0, 'min': 1.0,
+      'episodes': 3,
+      'mean': 4.0,
+      'standard_error': error,
+      'median': 3.0,
+      'min': 1.0,
       'max': 8.0,
     }
-  )  # fmt: skip
+  )
   one = evaluation_report.statistics([2.5])
   assert (one['mean'], one['median'], one['episodes']) == (2.5, 2.5, 1)
   assert one['ci95'] is one['standard_error'] is None

@@ -145,9 +145,16 @@ def test_levels_in_parallel(watched):
     return callback
 
   results = playing.play_levels(
-    parts, params_of(parts), [3, 0, 1], 5, processes=4, seed=1,
-    on_begin=hear('begin'), on_episode=hear('episode'), on_level=hear('level'),
-  )  # fmt: skip
+    parts,
+    params_of(parts),
+    [3, 0, 1],
+    5,
+    processes=4,
+    seed=1,
+    on_begin=hear('begin'),
+    on_episode=hear('episode'),
+    on_level=hear('level'),
+  )
   assert [r.task_id for r in results] == [3, 0, 1]
   assert all(r.complete for r in results)
   assert [{e.length for e in r.episodes} for r in results] == [{12}, {3}, {30}]
@@ -192,9 +199,15 @@ def test_stopping_leaves_what_there_is(watched):
   parts = build(('3', '400', '5'))
   ended = []
   results = playing.play_levels(
-    parts, params_of(parts), [0, 1, 2], 10, processes=1, seed=1,
-    on_episode=ended.append, should_stop=lambda: len(ended) > 12,
-  )  # fmt: skip
+    parts,
+    params_of(parts),
+    [0, 1, 2],
+    10,
+    processes=1,
+    seed=1,
+    on_episode=ended.append,
+    should_stop=lambda: len(ended) > 12,
+  )
   assert results[0].complete
   assert 0 < len(results[1].episodes) < 10
   assert results[2].episodes == []

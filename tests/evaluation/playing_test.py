@@ -154,9 +154,13 @@ def test_an_engine_that_fails_plays_its_episode_anew():
   crashes = [(0, 0, 2), (0, 1, 0), (1, 1, 3)]
   failures = []
   episodes = playing.play(
-    agent, {}, _Patchy([(4, 6), (5,)], crashes), seed=0, episodes=2,
+    agent,
+    {},
+    _Patchy([(4, 6), (5,)], crashes),
+    seed=0,
+    episodes=2,
     on_failure=failures.append,
-  )  # fmt: skip
+  )
   assert _returns(episodes) == [0, 1, 1000, 1001]
   assert {e.length for e in episodes} == {4, 5, 6}
   assert sorted(f.cause for f in failures) == sorted(f'crashed at {c}' for c in crashes)

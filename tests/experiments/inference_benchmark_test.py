@@ -42,11 +42,26 @@ def test_break_even():
 
 def test_it_runs():
   done = subprocess.run(
-    [sys.executable, '-m', 'experiments.benchmarks.inference_benchmark', '--torso=mlp',
-     '--hidden=8', '--frame=8', '--batches=2,4', '--clients=2', '--envs=4',
-     '--platforms=cpu', '--seconds=0.1', '--repeats=2'],
-    cwd=ROOT, capture_output=True, text=True, timeout=250, check=False,
-  )  # fmt: skip
+    [
+      sys.executable,
+      '-m',
+      'experiments.benchmarks.inference_benchmark',
+      '--torso=mlp',
+      '--hidden=8',
+      '--frame=8',
+      '--batches=2,4',
+      '--clients=2',
+      '--envs=4',
+      '--platforms=cpu',
+      '--seconds=0.1',
+      '--repeats=2',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=250,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)
   assert [r['batch'] for r in found['local']['cpu']['by_batch']] == [2, 4]

@@ -67,9 +67,13 @@ def test_a_run_that_never_goes_on_is_one_halt_to_the_end():
 
 def adds_up(result):
   return result['sent'] == (
-    result['received'] + result['stale'] + result['lost'] + result['gone']
-    - result['repeated'] + result['unheard']
-  )  # fmt: skip
+    result['received']
+    + result['stale']
+    + result['lost']
+    + result['gone']
+    - result['repeated']
+    + result['unheard']
+  )
 
 
 def test_unrolls_of_one_learner():

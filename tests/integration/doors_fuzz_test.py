@@ -34,9 +34,20 @@ from tests.distributed.transport import transport_contract as contract
 
 LONG = 60.0
 _NUMBERS = (
-  0, 1, -1, 2**31, 2**62, 2**63 - 1, -(2**63), 0.5, -0.0, 1e300, math.nan, math.inf,
+  0,
+  1,
+  -1,
+  2**31,
+  2**62,
+  2**63 - 1,
+  -(2**63),
+  0.5,
+  -0.0,
+  1e300,
+  math.nan,
+  math.inf,
   -math.inf,
-)  # fmt: skip
+)
 
 
 def anything(rng: random.Random, depth: int = 3) -> Any:
@@ -92,9 +103,13 @@ def test_reports():
   server = control_grpc.Server(control)
   honest = control_grpc.Client(server.address, timeout=LONG)
   report = protocol.Report(
-    'actor', 1, 0, {'agent_steps': 5.0}, {'version': 1.0},
+    'actor',
+    1,
+    0,
+    {'agent_steps': 5.0},
+    {'version': 1.0},
     [protocol.Episode(1, 2.0, 3), protocol.EnvironmentFailure(1, 0, 0, 'it hung')],
-  )  # fmt: skip
+  )
   good = msgpack.unpackb(wire.pack(report))
   fetch = msgpack.unpackb(wire.pack_fetch(3, 'x'))
   accepted = refused = 0
@@ -225,12 +240,15 @@ def test_inference():
   zeros = np.zeros(2, np.float32)
   request = form.pack_request(
     inference_wire.Request(
-      5, np.arange(2, dtype=np.int32), np.ones(2, bool), np.zeros(2, np.int32),
+      5,
+      np.arange(2, dtype=np.int32),
+      np.ones(2, bool),
+      np.zeros(2, np.int32),
       types.TimeStep(
         np.zeros(2, np.uint8), zeros, zeros, np.zeros((2, 2, 2), np.float32)
       ),
     )
-  )  # fmt: skip
+  )
   join = {'client': 'x', 'environments': 1, 'form': form.fingerprint}
   head = inference_connection.HEAD
   for i in range(450):
@@ -273,9 +291,18 @@ def test_the_meeting_of_learners(tmp_path):
   for i in range(250):
     connection = socket.create_connection((place['host'], place['port']), LONG)
     with contextlib.suppress(OSError):
-      connection.sendall(garble(rng, hello) if i % 2 else rng.choice(
-        [b'[' * 60_000, b'\xff' * 99 + b'\n', b'\n', json.dumps(anything(rng)).encode()]
-      ))  # fmt: skip
+      connection.sendall(
+        garble(rng, hello)
+        if i % 2
+        else rng.choice(
+          [
+            b'[' * 60_000,
+            b'\xff' * 99 + b'\n',
+            b'\n',
+            json.dumps(anything(rng)).encode(),
+          ]
+        )
+      )
     if i % 5:
       connection.close()
     else:

@@ -30,12 +30,22 @@ class Run:
     self.run_dir = run_dir
     settings = [f'--set={s}' for s in _SETTINGS]
     self.process = subprocess.Popen(
-        [sys.executable, '-m', 'launch.run_atari', '--view=plain', '--config=catch',
-         f'--run_dir={run_dir}',
-         f'--transport={transports.BETWEEN_PROCESSES}', *settings, *flags],
-        env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+      [
+        sys.executable,
+        '-m',
+        'launch.run_atari',
+        '--view=plain',
+        '--config=catch',
+        f'--run_dir={run_dir}',
+        f'--transport={transports.BETWEEN_PROCESSES}',
+        *settings,
+        *flags,
+      ],
+      env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
 
   def role(self, name: str) -> list[psutil.Process]:
     children = psutil.Process(self.process.pid).children(recursive=True)

@@ -23,11 +23,17 @@ def _start(run_dir: pathlib.Path, *flags: str) -> subprocess.Popen[str]:
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.Popen(
     _command(
-      '--config=catch', f'--run_dir={run_dir}', '--set=evaluator.interval=2',
-      '--set=learner.checkpoint_interval=1', *flags,
+      '--config=catch',
+      f'--run_dir={run_dir}',
+      '--set=evaluator.interval=2',
+      '--set=learner.checkpoint_interval=1',
+      *flags,
     ),
-    env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-  )  # fmt: skip
+    env=environment,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
 
 
 def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 120.0):

@@ -26,10 +26,14 @@ class Run:
   def __init__(self, folder: pathlib.Path):
     config = config_lib.override(
       configs.get('catch'),
-      ['learner.total_frames=1e9', 'learner.metrics_interval=0.5',
-       'learner.checkpoint_interval=1', 'evaluator.interval=1',
-       f'transport.kind={transports.BETWEEN_PROCESSES}'],
-    )  # fmt: skip
+      [
+        'learner.total_frames=1e9',
+        'learner.metrics_interval=0.5',
+        'learner.checkpoint_interval=1',
+        'evaluator.interval=1',
+        f'transport.kind={transports.BETWEEN_PROCESSES}',
+      ],
+    )
     self.run_dir = run_directory.create(config, str(folder))
     self.processes: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -35,11 +35,21 @@ def test_catch_is_learned_by_processes(tmp_path):
   run_dir = tmp_path / 'run'
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   subprocess.run(
-    [sys.executable, '-m', 'launch.run_atari', '--config=catch', '--view=plain',
-     f'--transport={transports.BETWEEN_PROCESSES}', '--num_actors=2',
-     '--set=evaluator.episodes=256', f'--run_dir={run_dir}'],
-    env=environment, check=True, timeout=280,
-  )  # fmt: skip
+    [
+      sys.executable,
+      '-m',
+      'launch.run_atari',
+      '--config=catch',
+      '--view=plain',
+      f'--transport={transports.BETWEEN_PROCESSES}',
+      '--num_actors=2',
+      '--set=evaluator.episodes=256',
+      f'--run_dir={run_dir}',
+    ],
+    env=environment,
+    check=True,
+    timeout=280,
+  )
   last = json.loads((run_dir / 'metrics.jsonl').read_text().splitlines()[-1])
   assert last['episode_return'] >= _THRESHOLD
   assert last['unrolls_lost'] == last['unrolls_corrupted'] == 0

@@ -20,13 +20,23 @@ def train(monkeypatch, *levels):
   fake.install(monkeypatch)
   config = config_lib.override(
     configs.get('catch'),
-    ['environment.suite=dmlab', f'environment.levels={",".join(levels)}',
-     'network.instructions=true', 'network.torso=mlp', 'network.hidden=8',
-     'actor.num_actors=1', f'actor.envs_per_actor={2 * len(levels)}',
-     'actor.unroll_length=5', 'actor.inference_batch=0', 'learner.batch_size=4',
-     'learner.total_frames=1e8', 'learner.metrics_interval=0.2',
-     'transport.kind=local', 'evaluator.enabled=false'],
-  )  # fmt: skip
+    [
+      'environment.suite=dmlab',
+      f'environment.levels={",".join(levels)}',
+      'network.instructions=true',
+      'network.torso=mlp',
+      'network.hidden=8',
+      'actor.num_actors=1',
+      f'actor.envs_per_actor={2 * len(levels)}',
+      'actor.unroll_length=5',
+      'actor.inference_batch=0',
+      'learner.batch_size=4',
+      'learner.total_frames=1e8',
+      'learner.metrics_interval=0.2',
+      'transport.kind=local',
+      'evaluator.enabled=false',
+    ],
+  )
   settings = dmlab_suite.Settings(
     frame_width=8, frame_height=8, level_cache_gib=0.0, engine_restarts=0
   )

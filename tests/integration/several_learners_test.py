@@ -26,13 +26,24 @@ def launch(run_dir: pathlib.Path, *flags: str) -> None:
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   done = subprocess.run(
     [
-      sys.executable, '-m', 'launch.run_atari', '--config=catch', '--launcher=local',
-      '--launcher_set=local.learners=2', f'--run_dir={run_dir}',
+      sys.executable,
+      '-m',
+      'launch.run_atari',
+      '--config=catch',
+      '--launcher=local',
+      '--launcher_set=local.learners=2',
+      f'--run_dir={run_dir}',
       f'--transport={transports.BETWEEN_PROCESSES}',
-      '--set=learner.checkpoint_interval=2', '--set=evaluator.enabled=false', *flags,
+      '--set=learner.checkpoint_interval=2',
+      '--set=evaluator.enabled=false',
+      *flags,
     ],
-    env=environment, text=True, capture_output=True, check=False, timeout=120,
-  )  # fmt: skip
+    env=environment,
+    text=True,
+    capture_output=True,
+    check=False,
+    timeout=120,
+  )
   assert done.returncode == 0, done.stderr
 
 

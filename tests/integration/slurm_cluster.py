@@ -111,9 +111,13 @@ class Cluster:
 
   def command(self, *argv: str) -> str:
     done = subprocess.run(
-        argv, env={**os.environ, **self.environment}, capture_output=True, text=True,
-        timeout=30, check=False,
-    )  # fmt: skip
+      argv,
+      env={**os.environ, **self.environment},
+      capture_output=True,
+      text=True,
+      timeout=30,
+      check=False,
+    )
     if done.returncode:
       raise RuntimeError(f'{argv}: {done.stderr.strip()}')
     return done.stdout
@@ -140,9 +144,13 @@ class Cluster:
   def _start(self, name: str, argv: list[str]) -> None:
     with open(self.folder / f'{name}.out', 'ab') as out:
       self._processes[name] = subprocess.Popen(
-          argv, env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL,
-          stdout=out, stderr=out, start_new_session=True,
-      )  # fmt: skip
+        argv,
+        env={**os.environ, **self.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
+        start_new_session=True,
+      )
 
   def _wait_until_idle(self) -> None:
     deadline = time.monotonic() + 30

@@ -57,9 +57,13 @@ class Run:
 
   def manage(self, command: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, '-m', 'launch.manage', command, str(self.run_dir), *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+      [sys.executable, '-m', 'launch.manage', command, str(self.run_dir), *arguments],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -106,9 +110,14 @@ class Run:
 def _submit(tmp_path: pathlib.Path) -> Run:
   config = config_lib.override(
     configs.get('catch'),
-    ['actor.num_actors=3', 'learner.total_frames=1e9', 'evaluator.interval=5',
-     'learner.checkpoint_interval=1', f'transport.kind={transports.BETWEEN_PROCESSES}'],
-  )  # fmt: skip
+    [
+      'actor.num_actors=3',
+      'learner.total_frames=1e9',
+      'evaluator.interval=5',
+      'learner.checkpoint_interval=1',
+      f'transport.kind={transports.BETWEEN_PROCESSES}',
+    ],
+  )
   run_dir = run_directory.create(config, str(tmp_path / 'run'))
   launch = ownership.claim(RunDirectory(run_dir), 'slurm', None)
   run_directory.begin(run_dir, config, launch)

@@ -25,13 +25,23 @@ def test_a_run_trains_and_frightens_nobody(tmp_path):
   folder = os.fsencode(tmp_path / '实验 50% "\'\\\udcff')
   done = subprocess.run(
     [
-      *machine.enter, sys.executable, '-m', 'launch.run_atari', '--config=catch',
-      '--total_frames=8000', '--view=plain', '--transport=reverb',
-      '--set=inference.servers=1', '--set=evaluator.enabled=false',
+      *machine.enter,
+      sys.executable,
+      '-m',
+      'launch.run_atari',
+      '--config=catch',
+      '--total_frames=8000',
+      '--view=plain',
+      '--transport=reverb',
+      '--set=inference.servers=1',
+      '--set=evaluator.enabled=false',
       b'--run_dir=' + folder,
     ],
-    env=environment, capture_output=True, timeout=240, check=False,
-  )  # fmt: skip
+    env=environment,
+    capture_output=True,
+    timeout=240,
+    check=False,
+  )
   output = (done.stdout + done.stderr).decode('ascii')
   assert done.returncode == 0, output
   (run_dir,) = tmp_path.iterdir()

@@ -27,9 +27,13 @@ def run(command, folder, timeout=60):
   environment = {k: v for k, v in os.environ.items() if k not in left_out}
   path = f'{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
   return subprocess.run(
-    list(map(str, command)), cwd=folder, env={**environment, 'PATH': path},
-    capture_output=True, text=True, timeout=timeout,
-  )  # fmt: skip
+    list(map(str, command)),
+    cwd=folder,
+    env={**environment, 'PATH': path},
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+  )
 
 
 def test_the_scripts_that_there_are():
@@ -81,11 +85,19 @@ def test_a_run_from_another_folder(elsewhere):
   )
   script = ROOT / 'launch' / 'run_atari.py'
   done = run(
-    [script, '--config=catch', '--transport=local', '--total_frames=2000',
-     '--view=plain', '--run_dir=runs/mine', '--set=environment.suite=my_suite:make',
-     '--set=environment.levels=mine'],
-    elsewhere, 240,
-  )  # fmt: skip
+    [
+      script,
+      '--config=catch',
+      '--transport=local',
+      '--total_frames=2000',
+      '--view=plain',
+      '--run_dir=runs/mine',
+      '--set=environment.suite=my_suite:make',
+      '--set=environment.levels=mine',
+    ],
+    elsewhere,
+    240,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   records = (elsewhere / 'runs' / 'mine' / 'metrics.jsonl').read_text().splitlines()
   assert json.loads(records[-1])['frames'] >= 2000

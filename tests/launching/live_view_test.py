@@ -206,9 +206,12 @@ def test_a_view_that_nobody_reads_does_not_end_the_run(tmp_path):
     f'pathlib.Path({str(tmp_path / "done")!r}).touch()\n'
   )
   process = subprocess.Popen(
-    [sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE, text=True,
-  )  # fmt: skip
+    [sys.executable, '-c', script],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   assert 'run directory run' in process.stdout.readline()
   process.stdout.close()
   process.stdin.write('\n')

@@ -47,9 +47,13 @@ def launched(tmp_path):
 
 def run_manage(*arguments):
   return subprocess.run(
-      [sys.executable, '-m', 'launch.manage', *map(str, arguments)], cwd=ROOT,
-      capture_output=True, text=True, timeout=120, check=False,
-  )  # fmt: skip
+    [sys.executable, '-m', 'launch.manage', *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
 
 
 def states(run_dir):
@@ -197,11 +201,25 @@ def test_actors_are_left_alone_when_the_learner_moves(launched):
 
 def test_an_actor_without_a_learner_is_given_up(tmp_path):
   supervisor = subprocess.run(
-      [sys.executable, '-m', 'impala_jax.launching.supervise', 'actor',
-       '--patience=3', '--', sys.executable, '-c', programs.WORK, 'actor'],
-      cwd=ROOT, env={**os.environ, 'IMPALA_RUN_DIR': str(tmp_path)},
-      capture_output=True, text=True, timeout=120, check=False,
-  )  # fmt: skip
+    [
+      sys.executable,
+      '-m',
+      'impala_jax.launching.supervise',
+      'actor',
+      '--patience=3',
+      '--',
+      sys.executable,
+      '-c',
+      programs.WORK,
+      'actor',
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'IMPALA_RUN_DIR': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
   assert supervisor.returncode == 1
   assert 'actor 0: no learner for 3 s' in supervisor.stdout
   assert (tmp_path / 'actor-0.told').exists()
@@ -330,13 +348,19 @@ class TestKubernetes:
           'items': [
             pod('a-0-new', 'actor', 0, '2026-01-02T00:00:00Z', 'Running'),
             pod('a-0-old', 'actor', 0, '2026-01-01T00:00:00Z', 'Failed'),
-            pod('a-1', 'actor', 1, '2026-01-01T00:00:00Z', 'Pending',
-                containerStatuses=waiting),
+            pod(
+              'a-1',
+              'actor',
+              1,
+              '2026-01-01T00:00:00Z',
+              'Pending',
+              containerStatuses=waiting,
+            ),
             pod('l', 'learner', 0, '2026-01-01T00:00:00Z', 'Running'),
           ]
         }
       )
-    )  # fmt: skip
+    )
     found = {(t.role, t.index): t for t in kubernetes.status(launch)}
     assert found['actor', 0].state == 'running'
     assert found['actor', 0].where == 'node-7'

@@ -39,9 +39,13 @@ def make(
   name = name or f'impala-{pathlib.Path(run_dir).name}'
   config = config_lib.override(
     configs.get('catch'),
-    [f'actor.num_actors={actors}', 'transport.kind=reverb', 'learner.batch_size=32',
-     f'inference.servers={servers}'],
-  )  # fmt: skip
+    [
+      f'actor.num_actors={actors}',
+      'transport.kind=reverb',
+      'learner.batch_size=32',
+      f'inference.servers={servers}',
+    ],
+  )
   return program_lib.program_of(
     config, run_dir, '/shared/code', name, launches, learners, resources
   )

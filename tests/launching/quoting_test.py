@@ -155,8 +155,10 @@ def test_a_shell_runs_what_is_meant(tmp_path_factory, folder, said):
   engine.write_files(program, engine.render(program))
   done = subprocess.run(
     ['bash', base / folder / 'launch' / 'learner.sbatch'],
-    stdout=subprocess.PIPE, timeout=60, check=True,
-  )  # fmt: skip
+    stdout=subprocess.PIPE,
+    timeout=60,
+    check=True,
+  )
   argv, run_dir, heard = json.loads(done.stdout)
   assert (argv[1], run_dir, heard) == (_SUPERVISE, str(base / folder), said)
   assert argv[argv.index('--') + 1] == str(python)

@@ -13,9 +13,18 @@ from tests.launching import programs
 
 _LEGAL = re.compile(r'[a-z][-a-z0-9]{0,38}[a-z0-9]')
 _FOLDERS = (
-  'catch-1', 'Small_Breakout.2026', '--', '实验', 'x' * 80 + '1', 'x' * 80 + '2',
-  '-' * 29, 'ĄB ', '2026', 'a\udcffb', 'breakout-' * 20,
-)  # fmt: skip
+  'catch-1',
+  'Small_Breakout.2026',
+  '--',
+  '实验',
+  'x' * 80 + '1',
+  'x' * 80 + '2',
+  '-' * 29,
+  'ĄB ',
+  '2026',
+  'a\udcffb',
+  'breakout-' * 20,
+)
 
 
 def test_names_are_legal_and_their_own(tmp_path):

@@ -42,9 +42,14 @@ def test_nothing_is_compiled_after_the_first_updates(compiled, tmp_path):
   """Checkpoints, records and partly filled policy calls included."""
   config = config_lib.override(
     configs.get('catch'),
-    ['learner.checkpoint_interval=0.2', 'learner.metrics_interval=0.1',
-     'actor.envs_per_actor=6', 'actor.inference_batch=4', 'evaluator.enabled=false'],
-  )  # fmt: skip
+    [
+      'learner.checkpoint_interval=0.2',
+      'learner.metrics_interval=0.1',
+      'actor.envs_per_actor=6',
+      'actor.inference_batch=4',
+      'evaluator.enabled=false',
+    ],
+  )
   learner = dataclasses.replace(
     config.learner, total_frames=200 * config.frames_per_update
   )

@@ -136,9 +136,12 @@ def test_frames_go_on_from_the_checkpoint_whatever_a_batch_is_now(tmp_path, batc
   records: list[dict[str, Any]] = []
   control = _Control()
   recorded = recorder.Recorder(
-    config, control, queue.stats, resume=resume,
+    config,
+    control,
+    queue.stats,
+    resume=resume,
     on_record=lambda status: records.append(status.record.flat()),
-  )  # fmt: skip
+  )
   saver = checkpointing.Saver(tmp_path, 9)
   trains = loop.LearnerLoop(
     config, synthetic.make_learner(config), queue, control, recorded, saver, resume

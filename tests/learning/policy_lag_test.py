@@ -54,9 +54,14 @@ def test_each_batch_is_read_for_the_update_that_it_is_for():
 def test_a_run_keeps_its_limit_and_goes_on():
   config = config_lib.override(
     configs.get('catch'),
-    ['actor.envs_per_actor=64', 'learner.batch_size=8', 'learner.max_policy_lag=8',
-     'learner.metrics_interval=0.2', 'learner.total_frames=40_000'],
-  )  # fmt: skip
+    [
+      'actor.envs_per_actor=64',
+      'learner.batch_size=8',
+      'learner.max_policy_lag=8',
+      'learner.metrics_interval=0.2',
+      'learner.total_frames=40_000',
+    ],
+  )
   records = impala_jax.train(config).records
   assert records[-1]['frames'] >= 40_000
   assert max(r['policy_lag_max'] for r in records) <= 8

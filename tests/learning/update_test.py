@@ -27,7 +27,11 @@ FIRST = types.StepType.FIRST
 CONFIG = dataclasses.replace(
   config_lib.Config(),
   loss=config_lib.Loss(
-    rho_clip=2.5, c_clip=1.2, pg_rho_clip=0.8, trace_lambda=0.9, entropy_cost=0.3,
+    rho_clip=2.5,
+    c_clip=1.2,
+    pg_rho_clip=0.8,
+    trace_lambda=0.9,
+    entropy_cost=0.3,
     reward_clipping='soft_asymmetric',
   ),
   optimizer=config_lib.Optimizer(
@@ -37,7 +41,7 @@ CONFIG = dataclasses.replace(
   actor=config_lib.Actor(unroll_length=T),
   # So that the learning rate falls by a fifth with each update.
   learner=config_lib.Learner(batch_size=B, total_frames=5 * B * T),
-)  # fmt: skip
+)
 
 
 class Linear(nn.Module):
@@ -231,10 +235,12 @@ def test_loss_and_gradient_must_both_be_finite(what):
   [
     (optax.sgd(3e38), 'the new parameter '),
     (optax.adam(1e-3, b1=1.0), 'the new parameter '),
-    (optax.chain(optax.trace(0.9, accumulator_dtype=jnp.float16), optax.scale(0.0)),
-     "the optimiser's new "),
+    (
+      optax.chain(optax.trace(0.9, accumulator_dtype=jnp.float16), optax.scale(0.0)),
+      "the optimiser's new ",
+    ),
   ],
-)  # fmt: skip
+)
 def test_new_parameters_and_the_optimisers_state_must_be_finite_too(optimizer, words):
   def loss_fn(output, unroll):
     del unroll

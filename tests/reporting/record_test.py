@@ -45,9 +45,14 @@ def test_keys_of_ones_own_are_nobodys():
 def test_a_run_writes_what_is_declared(tmp_path):
   config = config_lib.override(
     configs.get('catch'),
-    ['transport.kind=local', 'learner.total_frames=20_000', 'evaluator.interval=0.5',
-     'learner.metrics_interval=0.5', 'learner.checkpoint_interval=1'],
-  )  # fmt: skip
+    [
+      'transport.kind=local',
+      'learner.total_frames=20_000',
+      'evaluator.interval=0.5',
+      'learner.metrics_interval=0.5',
+      'learner.checkpoint_interval=1',
+    ],
+  )
   result = impala_jax.train(config, run_dir=tmp_path)
   lines = files.read_json_lines(tmp_path / 'metrics.jsonl')
   _declared(lines)

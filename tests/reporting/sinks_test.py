@@ -49,9 +49,13 @@ def test_a_writer_leaves_lines_that_everybody_reads(tmp_path):
 def _status(updates, frames, **fields):
   return record.Status(
     record=records.make(updates=updates, frames=frames, **fields),
-    bottleneck='none', total_frames=9, seconds_left=None, environment_steps=3,
-    given_up=[], peers=[],
-  )  # fmt: skip
+    bottleneck='none',
+    total_frames=9,
+    seconds_left=None,
+    environment_steps=3,
+    given_up=[],
+    peers=[],
+  )
 
 
 def _run(path, *made, checkpoint=None, tensorboard=False):
@@ -141,9 +145,14 @@ def test_a_board_that_cannot_be_written_holds_up_nobody(tmp_path, caplog):
   worker.stop()
   worker.join(60)
   status = record.Status(
-    record=records.make(frames=1), bottleneck='none', total_frames=9, seconds_left=None,
-    environment_steps=3, given_up=[], peers=[],
-  )  # fmt: skip
+    record=records.make(frames=1),
+    bottleneck='none',
+    total_frames=9,
+    seconds_left=None,
+    environment_steps=3,
+    given_up=[],
+    peers=[],
+  )
   for _ in range(20):  # More than the queue holds.
     writer.write(status)
   writer.close()

@@ -63,9 +63,11 @@ class Gang(agreement.Agreement):
 
   def decide(self, ready: bool, stop: bool) -> Verdict:
     """See `Agreement`."""
-    verdict = self._decide_first(ready, stop) if self.index == 0 else (
-      self._decide_other(ready, stop)
-    )  # fmt: skip
+    verdict = (
+      self._decide_first(ready, stop)
+      if self.index == 0
+      else (self._decide_other(ready, stop))
+    )
     self._updates += verdict is Verdict.GO
     return verdict
 

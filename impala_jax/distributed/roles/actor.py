@@ -51,9 +51,15 @@ def run(
       policy = policies.local(parts, link, index, incarnation)
     with contextlib.closing(policy):
       drive(
-        parts, link, policy, link, index, incarnation, should_stop,
+        parts,
+        link,
+        policy,
+        link,
+        index,
+        incarnation,
+        should_stop,
         here.patience or patience_lib.SECONDS,
-      )  # fmt: skip
+      )
 
 
 def drive(
@@ -127,13 +133,19 @@ def drive(
   count_engines: Callable[[], dict[str, float]] = getattr(environment, 'counts', dict)
   engines = registry.engine_settings(config)
   actor = actor_lib.Actor(
-      policy, environment, parts.layout, writer,
-      unroll_length=config.actor.unroll_length, actor_id=index,
-      incarnation=incarnation,
-      seed=registry.random_seed(config.seed, index, incarnation),
-      send_logits=config.actor.send_logits, should_stop=stop, patience=patience,
-      environment_patience=_START_TIMEOUT + 2 * engines.reset_timeout,
-  )  # fmt: skip
+    policy,
+    environment,
+    parts.layout,
+    writer,
+    unroll_length=config.actor.unroll_length,
+    actor_id=index,
+    incarnation=incarnation,
+    seed=registry.random_seed(config.seed, index, incarnation),
+    send_logits=config.actor.send_logits,
+    should_stop=stop,
+    patience=patience,
+    environment_patience=_START_TIMEOUT + 2 * engines.reset_timeout,
+  )
   try:
     actor.run()
   finally:

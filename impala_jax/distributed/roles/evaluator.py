@@ -35,12 +35,14 @@ def run(
     return
   with contextlib.closing(link):
     drive(
-      parts, here.run_dir, link, here.incarnation, should_stop,
+      parts,
+      here.run_dir,
+      link,
+      here.incarnation,
+      should_stop,
       here.patience or _MISSED_END,
-      lambda: lease.check(
-        RunDirectory(here.run_dir), 'evaluator', 0, here.incarnation
-      ),
-    )  # fmt: skip
+      lambda: lease.check(RunDirectory(here.run_dir), 'evaluator', 0, here.incarnation),
+    )
 
 
 def drive(

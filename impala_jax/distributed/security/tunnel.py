@@ -261,9 +261,13 @@ class _Process:
           return
         self._before()
         self._child = subprocess.Popen(
-          self._argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-          stderr=subprocess.PIPE, text=True, errors='replace',
-        )  # fmt: skip
+          self._argv,
+          stdin=subprocess.PIPE,
+          stdout=subprocess.DEVNULL,
+          stderr=subprocess.PIPE,
+          text=True,
+          errors='replace',
+        )
       self._attend(self._child)
       if self._closed.is_set() or not self._was_ready:
         return

@@ -87,18 +87,30 @@ class AtariVector:
   ):
     self._batch = inference_batch or num_envs
     for name, value, ok, allowed in (
-        ('num_envs', num_envs, num_envs >= 1, 'at least 1'),
-        ('frame_shape', frame_shape, len(frame_shape) == 3 and min(frame_shape) >= 1
-         and frame_shape[2] in (1, 3), '(height, width, 1 or 3)'),
-        ('action_repeat', action_repeat, action_repeat >= 1, 'at least 1'),
-        ('noop_max', noop_max, noop_max >= 0, 'at least 0'),
-        ('sticky_actions', sticky_actions, 0 <= sticky_actions < 1, 'in [0, 1)'),
-        ('max_episode_frames', max_episode_frames,
-         max_episode_frames >= action_repeat, f'at least {action_repeat} frames'),
-        ('env_threads', env_threads, env_threads >= 0, 'at least 0'),
-        ('inference_batch', inference_batch, 0 <= inference_batch <= num_envs,
-         f'in [0, num_envs = {num_envs}]'),
-    ):  # fmt: skip
+      ('num_envs', num_envs, num_envs >= 1, 'at least 1'),
+      (
+        'frame_shape',
+        frame_shape,
+        len(frame_shape) == 3 and min(frame_shape) >= 1 and frame_shape[2] in (1, 3),
+        '(height, width, 1 or 3)',
+      ),
+      ('action_repeat', action_repeat, action_repeat >= 1, 'at least 1'),
+      ('noop_max', noop_max, noop_max >= 0, 'at least 0'),
+      ('sticky_actions', sticky_actions, 0 <= sticky_actions < 1, 'in [0, 1)'),
+      (
+        'max_episode_frames',
+        max_episode_frames,
+        max_episode_frames >= action_repeat,
+        f'at least {action_repeat} frames',
+      ),
+      ('env_threads', env_threads, env_threads >= 0, 'at least 0'),
+      (
+        'inference_batch',
+        inference_batch,
+        0 <= inference_batch <= num_envs,
+        f'in [0, num_envs = {num_envs}]',
+      ),
+    ):
       if not ok:
         raise ValueError(f'{name} is {value!r}: must be {allowed}')
     self.num_envs = num_envs

@@ -96,17 +96,23 @@ class _Keeper:
     try:
       os.makedirs(f'{directory}/tmp')
       pid = os.posix_spawn(
-        sys.executable, [sys.executable, '-m', module, arguments],
+        sys.executable,
+        [sys.executable, '-m', module, arguments],
         {**os.environ, 'TMPDIR': f'{directory}/tmp'},
         file_actions=[
           (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-          (os.POSIX_SPAWN_OPEN, 1, f'{directory}/output',
-           os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+          (
+            os.POSIX_SPAWN_OPEN,
+            1,
+            f'{directory}/output',
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+            0o600,
+          ),
           (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
         setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE],
-      )  # fmt: skip
+      )
       self._engines[pid] = engine
     except OSError as e:
       report = {'kind': 'exception', 'phase': 'start', 'text': f'no process: {e}'}

@@ -183,11 +183,19 @@ class Link:
       MKL_NUM_THREADS='1',
     )
     self._keeper = subprocess.Popen(
-      [sys.executable, '-S', '-m', 'impala_jax.environments.engines.keeper',
-       json.dumps([os.getpid(), self._directory, fds])],
-      env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-      pass_fds=fds, start_new_session=True,
-    )  # fmt: skip
+      [
+        sys.executable,
+        '-S',
+        '-m',
+        'impala_jax.environments.engines.keeper',
+        json.dumps([os.getpid(), self._directory, fds]),
+      ],
+      env=environment,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+      pass_fds=fds,
+      start_new_session=True,
+    )
     theirs.close()
     self._poller = select.poll()
     self._poller.register(self._wake, select.POLLIN)

@@ -273,9 +273,15 @@ def run_command(
     )
   try:
     done = subprocess.run(
-      argv, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8',
-      errors='replace', env=environment, timeout=timeout, check=False,
-    )  # fmt: skip
+      argv,
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      encoding='utf-8',
+      errors='replace',
+      env=environment,
+      timeout=timeout,
+      check=False,
+    )
   except subprocess.TimeoutExpired:
     raise BackendError(f'{argv[0]} did not answer within {timeout:.0f} s') from None
   if done.returncode != 0:

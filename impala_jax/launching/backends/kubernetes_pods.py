@@ -181,9 +181,13 @@ def _command(
 ) -> list[str]:
   gang = role.restart.gang
   settings = supervision.settings_of(
-    program, role, options.python, index_from='IMPALA_INDEX', once=gang,
+    program,
+    role,
+    options.python,
+    index_from='IMPALA_INDEX',
+    once=gang,
     max_restarts=0 if gang else role.restart.max_restarts,
-  )  # fmt: skip
+  )
   command = supervision.command(options.python, settings)
   if options.setup:
     script = f'eval {shlex.quote(options.setup)}\nexec "$@"'

@@ -138,10 +138,14 @@ class Local(backend.Backend):
       for role, index in replicas:
         with open(launch.run.logs / 'supervisors.log', 'ab') as log:
           process = subprocess.Popen(
-              self._command(program, role, index), cwd=program.work_dir,
-              env={**os.environ, **self._environment(program)},
-              stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-          )  # fmt: skip
+            self._command(program, role, index),
+            cwd=program.work_dir,
+            env={**os.environ, **self._environment(program)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+          )
         # With the time, because process numbers are used again.
         created = psutil.Process(process.pid).create_time()
         handle = {'pid': process.pid, 'created': created}

@@ -219,9 +219,13 @@ def _jobs(launch: backend.Launch) -> dict[str, tuple[str, str, str]]:
   ours = set(_job_ids(launch.handles))
   names = ','.join(f'{launch.program.name}-{r.name}' for r in launch.program.roles)
   text = _slurm(
-      'squeue', '--noheader', '--array', '--states=all', f'--name={names}',
-      '--format=%i|%T|%N|%r',
-  )  # fmt: skip
+    'squeue',
+    '--noheader',
+    '--array',
+    '--states=all',
+    f'--name={names}',
+    '--format=%i|%T|%N|%r',
+  )
   found = {}
   for line in text.splitlines():
     job, state, where, reason = (line.strip().split('|') + [''] * 4)[:4]
@@ -230,10 +234,15 @@ def _jobs(launch: backend.Launch) -> dict[str, tuple[str, str, str]]:
   if forgotten := ours - {job.split('_')[0] for job in found}:
     try:
       text = _slurm(
-          'sacct', '--noheader', '--parsable2', '--allocations', '--array',
-          f'--jobs={",".join(sorted(forgotten))}', f'--name={names}',
-          '--format=JobID,State,NodeList',
-      )  # fmt: skip
+        'sacct',
+        '--noheader',
+        '--parsable2',
+        '--allocations',
+        '--array',
+        f'--jobs={",".join(sorted(forgotten))}',
+        f'--name={names}',
+        '--format=JobID,State,NodeList',
+      )
     except backend.BackendError:  # A cluster without accounting.
       text = ''
     for line in text.splitlines():

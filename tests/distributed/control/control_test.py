@@ -25,10 +25,16 @@ _EVENTS = (
   protocol.Episode(1, -2.5, 7),
   protocol.EnvironmentFailure(3, 1, 0, 'it exited with code 1'),
   protocol.Evaluation(
-    1e9, 5, 500, 2.0, {'first': 2.0}, {'sum': 2.0}, {'first': [1.0, 3.0]},
+    1e9,
+    5,
+    500,
+    2.0,
+    {'first': 2.0},
+    {'sum': 2.0},
+    {'first': [1.0, 3.0]},
     {'second': 'EngineError: none'},
   ),
-)  # fmt: skip
+)
 
 
 def _published(version: int) -> board.Board:

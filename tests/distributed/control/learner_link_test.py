@@ -146,9 +146,14 @@ class Client:
     self.writer = Recorder(self.link)
     environment = vector.SequentialVector([lambda i=i: make(i) for i in range(_ENVS)])
     self.actor = actors.make(
-      actor_test._counting_agent(), environment, layout(), self.writer, self.link,
-      unroll_length=actor_test._T, patience=patience,
-    )  # fmt: skip
+      actor_test._counting_agent(),
+      environment,
+      layout(),
+      self.writer,
+      self.link,
+      unroll_length=actor_test._T,
+      patience=patience,
+    )
     self.error = None
 
   def start(self, unrolls):

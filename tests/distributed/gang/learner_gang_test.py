@@ -22,11 +22,20 @@ def start(run_dir, devices: int, index: int, machine, host=None):
   if host is not None:
     here['IMPALA_HOST'] = host.address
   return (host.popen if host is not None else subprocess.Popen)(
-      [*machine.enter, sys.executable, '-m', 'tests.gang_process', str(run_dir),
-       str(devices), str(UPDATES)],
-      env={**machine.environment, **here}, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True,
-  )  # fmt: skip
+    [
+      *machine.enter,
+      sys.executable,
+      '-m',
+      'tests.gang_process',
+      str(run_dir),
+      str(devices),
+      str(UPDATES),
+    ],
+    env={**machine.environment, **here},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,15 @@ def _parts(*settings):
   return components.build(
     config_lib.override(
       configs.get('catch'),
-      [f'actor.envs_per_actor={_ENVS}', 'network.lstm=8', 'actor.send_logits=true',
-       'network.last_action_reward=true', *settings],
+      [
+        f'actor.envs_per_actor={_ENVS}',
+        'network.lstm=8',
+        'actor.send_logits=true',
+        'network.last_action_reward=true',
+        *settings,
+      ],
     )
-  )  # fmt: skip
+  )
 
 
 def _rows(parts, policy, index=0):
@@ -47,9 +52,14 @@ def _rows(parts, policy, index=0):
   queue = local_transport.LocalTransport(parts.layout, _UNROLLS, _UNROLLS + _ENVS)
   environment = parts.make_environments(index)
   actor = actor_lib.Actor(
-    policy, environment, parts.layout, queue.writer(),
-    unroll_length=parts.config.actor.unroll_length, seed=5, send_logits=True,
-  )  # fmt: skip
+    policy,
+    environment,
+    parts.layout,
+    queue.writer(),
+    unroll_length=parts.config.actor.unroll_length,
+    seed=5,
+    send_logits=True,
+  )
   actor._rows[:] = 0  # What nothing is written to is the same, too.
   with contextlib.closing(environment), contextlib.closing(queue):
     actor.run(max_unrolls=_UNROLLS)
@@ -59,9 +69,14 @@ def _rows(parts, policy, index=0):
 
 def _local(parts, params, **settings):
   made = actors.make(
-    parts.agent, parts.make_environments(0), parts.layout, None, _Constant(params),
-    unroll_length=parts.config.actor.unroll_length, **settings,
-  )  # fmt: skip
+    parts.agent,
+    parts.make_environments(0),
+    parts.layout,
+    None,
+    _Constant(params),
+    unroll_length=parts.config.actor.unroll_length,
+    **settings,
+  )
   return made._policy
 
 
@@ -181,9 +196,14 @@ def _counting_actor(served, layout, index, inference_batch, unrolls=30):
   queue = local_transport.LocalTransport(layout, unrolls, unrolls + count)
   with contextlib.closing(served.remote(f'actor {index}', count)) as remote:
     actor = actor_lib.Actor(
-      remote, environment, layout, queue.writer(), unroll_length=actor_test._T,
-      actor_id=index, send_logits=True,
-    )  # fmt: skip
+      remote,
+      environment,
+      layout,
+      queue.writer(),
+      unroll_length=actor_test._T,
+      actor_id=index,
+      send_logits=True,
+    )
     actor._rows[:] = 0xEE
     actor.run(max_unrolls=unrolls)
   check_counting(queue.read(timeout=30).rows, layout, made)
@@ -251,9 +271,14 @@ def test_a_server_that_restarts_costs_the_unfinished_unrolls_and_no_more():
     contextlib.closing(served.remote('actor 0', 3)) as remote,
   ):
     actor = actor_lib.Actor(
-      remote, environment, layout, queue.writer(), unroll_length=actor_test._T,
-      send_logits=True, patience=inference_servers.LONG,
-    )  # fmt: skip
+      remote,
+      environment,
+      layout,
+      queue.writer(),
+      unroll_length=actor_test._T,
+      send_logits=True,
+      patience=inference_servers.LONG,
+    )
     actor.run(max_unrolls=30)
     # In the middle of unrolls, and of episodes.
     for _ in range(2):
@@ -296,9 +321,14 @@ def test_another_server_is_asked_until_the_own_one_is_back(monkeypatch):
     contextlib.closing(own.remote('actor 0', 3, other)) as remote,
   ):
     actor = actor_lib.Actor(
-      remote, environment, layout, queue.writer(), unroll_length=actor_test._T,
-      send_logits=True, patience=inference_servers.LONG,
-    )  # fmt: skip
+      remote,
+      environment,
+      layout,
+      queue.writer(),
+      unroll_length=actor_test._T,
+      send_logits=True,
+      patience=inference_servers.LONG,
+    )
     actor.run(max_unrolls=30)
     assert (own.batcher.clients(), other.batcher.clients()) == (1, 0)
     own.stop()
@@ -323,9 +353,14 @@ def test_an_actor_without_its_server_gives_up_and_says_so():
   with inference_servers.serving(agent, spec, {'version': np.float32(3)}) as served:
     remote = served.remote('actor 7', 1)
     actor = actor_lib.Actor(
-      remote, environment, layout, queue.writer(), unroll_length=actor_test._T,
-      actor_id=7, patience=0.3,
-    )  # fmt: skip
+      remote,
+      environment,
+      layout,
+      queue.writer(),
+      unroll_length=actor_test._T,
+      actor_id=7,
+      patience=0.3,
+    )
     actor.run(max_unrolls=1)
     address = served.address
     served.stop()

@@ -63,9 +63,14 @@ def _games(build, seed, index, incarnation):
   parts, policy = _policy(build, seed, index, incarnation)
   unrolls = _Unrolls()
   actor_role.drive(
-    parts, unrolls, policy, board.Board(), index, incarnation,
+    parts,
+    unrolls,
+    policy,
+    board.Board(),
+    index,
+    incarnation,
     should_stop=lambda: len(unrolls.rows) >= _ENVS,
-  )  # fmt: skip
+  )
   headers = parts.layout.header(np.stack(unrolls.rows))
   assert set(headers['actor_id']) == {index}
   assert set(headers['incarnation']) == {incarnation}
@@ -78,9 +83,11 @@ def _draws(build, seed, index, incarnation):
   """An actor's actions, given always the same boards."""
   parts, policy = _policy(build, seed, index, incarnation)
   timestep = types.TimeStep(
-    np.zeros(_ENVS, np.uint8), np.zeros(_ENVS, np.float32), np.ones(_ENVS, np.float32),
+    np.zeros(_ENVS, np.uint8),
+    np.zeros(_ENVS, np.float32),
+    np.ones(_ENVS, np.float32),
     np.zeros((_ENVS, *parts.spec.observation.shape), np.float32),
-  )  # fmt: skip
+  )
   policy.renew()
   ids, nobody = np.arange(_ENVS, dtype=np.int32), np.zeros(_ENVS, bool)
   actions = [

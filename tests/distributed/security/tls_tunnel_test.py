@@ -391,8 +391,10 @@ def test_the_learners_control_takes_tls_1_3_alone(stack, folder, tmp_path):
   learner = subprocess.Popen(
     [sys.executable, '-c', _CONTROL, str(folder)],
     env=processes.environment_of(run, 'learner', 0, 0),
-    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-  )  # fmt: skip
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+  )
   stack.enter_context(learner)  # Closes its input, and waits for it.
   port = int(learner.stdout.readline())
 

@@ -223,8 +223,11 @@ def test_an_environment_without_another_level_is_given_up(make):
   made, settings = with_others(FAILING, max_restarts=0)
   pool = engines.process_pool.ProcessPool(
     [made[0], *[engines.spec('count', env_id=i) for i in (1, 2)]],
-    [0, 0, 0], engines.COUNTING, close_timeout=1.0, **settings,
-  )  # fmt: skip
+    [0, 0, 0],
+    engines.COUNTING,
+    close_timeout=1.0,
+    **settings,
+  )
   try:
     pool.reset(0)
     (failure,) = play_until(pool, lambda r: r.failures).failures
