@@ -20,6 +20,7 @@ import pytest
 
 from impala_jax import config as config_lib
 from impala_jax import configs, types
+from impala_jax.distributed.connections import messages
 from impala_jax.distributed.control import board, protocol, wire
 from impala_jax.distributed.control import grpc as control_grpc
 from impala_jax.distributed.gang import meeting
@@ -250,7 +251,7 @@ def test_inference():
     )
   )
   join = {'client': 'x', 'environments': 1, 'form': form.fingerprint}
-  head = inference_connection.HEAD
+  head = messages.HEAD
   for i in range(450):
     kind = rng.choice([0, 1, 2, 77, 2**32 - 1])
     if kind == 1:

@@ -1,28 +1,22 @@
 """A client's connection to an inference server, and what both sides say first.
 
-A message is a kind and a length, and then so many bytes: of `inference_wire` for steps,
-msgpack for the rest. Answers have a status for a kind. Plain, or inside TLS with the
-keys of the run. (gRPC needs three times the CPU time a call, which here is made for
-every step of an actor.)
+Messages are those of `connections.messages`: of `inference_wire` for steps, msgpack for
+the rest. Answers have a status for a kind.
 """
 
-import socket
-import ssl
-import struct
 import time
 from typing import NoReturn
 
 import msgpack
 
 from impala_jax.acting import policy as policy_lib
+from impala_jax.distributed.connections import messages
 from impala_jax.distributed.inference import wire as inference_wire
 from impala_jax.distributed.security import keys as run_keys
 from impala_jax.distributed.transport import protocol as transport
 
-HEAD = struct.Struct('<II')  # Kind or status, length.
 JOIN, STEP, LEAVE = range(3)
 OK, UNKNOWN, NO_ROOM, REFUSED = range(4)
-_LARGEST_REPLY = 1 << 28
 # A call that waits longer than the longest deadline of a batch has lost its server.
 CALL_TIMEOUT = 30.0
 
@@ -50,9 +44,8 @@ class Connection:
   ):
     self.address = address
     self._wire = wire
-    self._keys = keys
     self._timeout = timeout
-    self._socket: socket.socket | None = None
+    self._client = messages.Client(address, run_keys.INFERENCE, keys)
 
   def join(self, client: str, environments: int) -> int:
     """See `Batcher.join`.
@@ -89,9 +82,7 @@ class Connection:
 
   def close(self) -> None:
     """The server frees what the client has there. Idempotent."""
-    if self._socket is not None:
-      self._socket.close()
-    self._socket = None
+    self._client.close()
 
   @property
   def _name(self) -> str:
@@ -100,42 +91,15 @@ class Connection:
   def _call(self, kind: int, message: bytes, timeout: float) -> bytes:
     deadline = time.monotonic() + timeout
     try:
-      if self._socket is None:
-        self._socket = self._connect(timeout)
-      self._socket.settimeout(timeout)
-      self._socket.sendall(b''.join([HEAD.pack(kind, len(message)), message]))
-      status, size = HEAD.unpack(self._receive(self._socket, HEAD.size, deadline))
-      if size > _LARGEST_REPLY:
-        raise OSError(f'an answer of {size} bytes')
-      reply = self._receive(self._socket, size, deadline)
+      self._client.send(kind, message, timeout=timeout)
+      status, reply = self._client.receive(deadline)
     except OSError as e:  # TimeoutError and those of TLS, too.
       # Not in step any more: the next call begins with a connection of its own.
-      self.close()
+      self._client.close()
       raise transport.TransportError(f'{self._name}: {e.strerror or e}') from None
     if status != OK:
       self._raise(status, reply.decode(errors='replace'))
     return reply
-
-  def _connect(self, timeout: float) -> socket.socket:
-    host, _, port = self.address.rpartition(':')
-    plain = socket.create_connection((host.strip('[]'), int(port)), timeout)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if self._keys is None:
-      return plain
-    # The name belongs to the certificate, not to the machine.
-    context = tls(self._keys, ssl.PROTOCOL_TLS_CLIENT)
-    return context.wrap_socket(plain, server_hostname=run_keys.INFERENCE)
-
-  def _receive(self, source: socket.socket, size: int, deadline: float) -> bytes:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-      source.settimeout(max(1e-3, deadline - time.monotonic()))
-      count = source.recv_into(view)
-      if not count:
-        raise ConnectionError('the connection was closed')
-      view = view[count:]
-    return bytes(data)
 
   def _raise(self, status: int, words: str) -> NoReturn:
     if status == UNKNOWN:
@@ -143,13 +107,3 @@ class Connection:
     if status == NO_ROOM:
       raise transport.TransportError(f'{self._name}: {words}')
     raise Refused(f'{self._name}: {words}')
-
-
-def tls(keys: run_keys.Keys, side: int) -> ssl.SSLContext:
-  """For `ssl.PROTOCOL_TLS_CLIENT` or `..._SERVER`; both sides must have a key."""
-  context = ssl.SSLContext(side)
-  context.minimum_version = ssl.TLSVersion.TLSv1_3
-  context.load_cert_chain(keys.certificate, keys.key)
-  context.load_verify_locations(keys.authority)
-  context.verify_mode = ssl.CERT_REQUIRED
-  return context

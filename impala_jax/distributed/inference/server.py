@@ -4,15 +4,12 @@ Its connections are coroutines of one thread: as many clients may wait as there 
 """
 
 import asyncio
-import concurrent.futures
-import contextlib
 import socket
-import ssl
-import threading
 from typing import Any
 
 import msgpack
 
+from impala_jax.distributed.connections import messages, service
 from impala_jax.distributed.inference import batcher as inference_batcher
 from impala_jax.distributed.inference import connection as connection_lib
 from impala_jax.distributed.inference import sessions as inference_sessions
@@ -54,44 +51,22 @@ class Server:
     self._largest = wire.request_bytes(batcher.max_batch) + 4096
     self._most = batcher.capacity + _MOST_STRANGERS
     self._refusals = refusals.Refusals('requests')
-    listener = ports.listen(host, port, backlog=1024)
-    self.port = listener.getsockname()[1]
-    self.address = f'{host}:{self.port}'
     self._connections: set[asyncio.Task[None]] = set()
-    self._loop = asyncio.new_event_loop()
-    self._thread = threading.Thread(
-      target=self._loop.run_forever, name='inference-tcp', daemon=True
+    self._service = service.Service(
+      'inference-tcp', self._make_protocol, host, port, keys
     )
-    self._thread.start()
-    self._listening = self._wait(self._listen(listener, keys))
+    self.port = self._service.port
+    self.address = f'{host}:{self.port}'
 
   def close(self) -> None:
     """Ends all connections. Idempotent, bounded in time."""
-    if self._loop.is_closed():
-      return
-    with contextlib.suppress(concurrent.futures.TimeoutError):
-      self._wait(self._end())
-    self._loop.call_soon_threadsafe(self._loop.stop)
-    self._thread.join(5.0)
-    if not self._thread.is_alive():
-      self._loop.close()
+    self._service.close(self._end)
 
-  def _wait(self, work: Any) -> Any:
-    return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
-
-  async def _listen(
-    self, listener: socket.socket, keys: run_keys.Keys | None
-  ) -> asyncio.Server:
-    return await asyncio.start_server(
-      self._serve,
-      sock=listener,
-      limit=1 << 20,
-      ssl=None if keys is None else connection_lib.tls(keys, ssl.PROTOCOL_TLS_SERVER),
-      ssl_handshake_timeout=None if keys is None else 10.0,
-    )
+  def _make_protocol(self) -> asyncio.BaseProtocol:
+    reader = asyncio.StreamReader(limit=1 << 20)
+    return asyncio.StreamReaderProtocol(reader, self._serve)
 
   async def _end(self) -> None:
-    self._listening.close()
     for task in self._connections:
       task.cancel()
     if self._connections:
@@ -117,8 +92,8 @@ class Server:
       go_on = True
       while go_on:
         async with asyncio.timeout(None if sessions else _PATIENCE):
-          head = await reader.readexactly(connection_lib.HEAD.size)
-        kind, size = connection_lib.HEAD.unpack(head)
+          head = await reader.readexactly(messages.HEAD.size)
+        kind, size = messages.HEAD.unpack(head)
         if size > self._largest:
           self._refuse(sender, words := f'{size} bytes: at most {self._largest}')
           status, reply, go_on = connection_lib.REFUSED, words.encode(), False
@@ -126,7 +101,7 @@ class Server:
           async with asyncio.timeout(_PATIENCE):
             message = await reader.readexactly(size)
           status, reply = await self._answer(kind, message, sessions, sender)
-        writer.write(connection_lib.HEAD.pack(status, len(reply)) + reply)
+        writer.write(messages.HEAD.pack(status, len(reply)) + reply)
         async with asyncio.timeout(_PATIENCE):
           await writer.drain()
     except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):

@@ -32,6 +32,7 @@ _OK, _GO, _WAIT, _ENDED, _OTHER_ROWS = range(5)
 _ROWS = struct.Struct('<QQ')  # Fingerprint and bytes of a row.
 # Rows of so many bytes are sent unasked, and wait in a place of their connection's own.
 _SMALL = 1 << 16
+_MOST = 4096  # Connections at once.
 _PLACES = 16  # Larger rows that may be on their way at a time, at most a batch.
 _ALIVE = 1.0  # Seconds between two answers to one who waits.
 _SILENCE = 10.0  # Seconds without an answer, or without a byte, that end a connection.
@@ -124,6 +125,8 @@ class TcpReader:
 
   def came(self, connection: '_Connection') -> None:
     self._connections.add(connection)
+    if len(self._connections) > _MOST:
+      self.refuse(connection, f'{_MOST} connections: no more at once')
 
   def left(self, connection: '_Connection') -> None:
     self._connections.discard(connection)
