@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
   from impala_jax.distributed.roles import inference as inference_role
   from impala_jax.distributed.roles import learner as learner_role
   from impala_jax.environments import base
+  from impala_jax.learning import loop as loop_lib
 
   try:
     saved = json.loads(RunDirectory(here.run_dir).config.read_text())
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
     logging.exception('%s %d failed', role, here.index)
     words = files.explain(e) if isinstance(e, OSError) else str(e)
     print(f'CAUSE: {type(e).__name__}: {words}', flush=True)
-    mistakes = config_lib.ConfigError | base.EngineMistake
+    mistakes = config_lib.ConfigError | base.EngineMistake | loop_lib.NotFinite
     # Where the run is one process, what an actor raised is the cause.
     mistaken = isinstance(e, mistakes) or isinstance(e.__cause__, mistakes)
     return MISTAKE if mistaken else 1
