@@ -126,7 +126,7 @@ def test_reported_learning_rate_is_the_applied_one(schedule):
 @pytest.mark.parametrize('ahead', [-1280, 0, 300, 5000])
 def test_the_schedule_follows_frames_where_updates_were_of_other_sizes(ahead):
   settings = make_config(
-    decay=1.0, epsilon=1e-12, learning_rate=0.25, max_grad_norm=0.0
+    decay=1 - 1e-9, epsilon=1e-12, learning_rate=0.25, max_grad_norm=0.0
   )
   per_update, total = settings.frames_per_update, settings.learner.total_frames
   updates = range(2, UPDATES)
