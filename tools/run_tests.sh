@@ -19,6 +19,9 @@ if [ ${#stage_failures[@]} -gt 0 ]; then
   report 'make test'
   exit 1
 fi
+# Half of what they do is to wait for processes that start, so one more than cores.
+workers=$((($(nproc) * 3 + 1) / 2))
+workers=$((workers > 8 ? 8 : workers))
 beside 'lint and types' 1200 nice tools/lint.sh "${bins[@]}"
 # The first set runs all tests; where the set cannot matter, the others do not again.
 only=()
@@ -37,7 +40,7 @@ versions = ', '.join(f'{n} {present.get(n, "absent")}' for n in names)
 print(f'\n=== {sys.argv[1]}: Python {platform.python_version()}, {versions}')
 PYTHON
   counts=$STAGES_FOLDER/$set_name.xml
-  stage "$set_name: tests" 2400 "$bin/python" -m pytest -n logical --maxprocesses 8 \
+  stage "$set_name: tests" 2400 "$bin/python" -m pytest -n "$workers" \
     --dist loadgroup --no-loadscope-reorder --durations=25 --junitxml="$counts" \
     "${only[@]}" "${pytest_args[@]}"
   stage_lines[-1]+=", $(grep -oE '(tests|skipped|failures|errors)="[0-9]+"' "$counts" 2>/dev/null |
