@@ -147,7 +147,12 @@ def _make(x509: Any, folder: pathlib.Path) -> None:
       .not_valid_before(_now() - datetime.timedelta(days=1))
       .not_valid_after(_now() + datetime.timedelta(days=_DAYS))
     )
-    for extension, critical in extensions:
+    # Who checks strictly, as Python does by default from 3.13 on, asks for these.
+    identifiers = (
+      x509.SubjectKeyIdentifier.from_public_key(public_key),
+      x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
+    )
+    for extension, critical in [*extensions, *((x, False) for x in identifiers)]:
       builder = builder.add_extension(extension, critical)
     certificate = builder.sign(authority_key, hashes.SHA256())
     return certificate.public_bytes(serialization.Encoding.PEM)
@@ -157,7 +162,10 @@ def _make(x509: Any, folder: pathlib.Path) -> None:
     sign(
       authority_name,
       authority_key.public_key(),
-      [(x509.BasicConstraints(ca=True, path_length=0), True)],
+      [
+        (x509.BasicConstraints(ca=True, path_length=0), True),
+        (_usage(x509, key_cert_sign=True), True),
+      ],
     ),
   )
   usages = x509.oid.ExtendedKeyUsageOID
@@ -166,6 +174,7 @@ def _make(x509: Any, folder: pathlib.Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     extensions = [
       (x509.BasicConstraints(ca=False, path_length=None), True),
+      (_usage(x509, digital_signature=True), True),
       (x509.ExtendedKeyUsage([usage]), True),
       (x509.SubjectAlternativeName([x509.DNSName(name)]), False),
     ]
@@ -179,6 +188,22 @@ def _make(x509: Any, folder: pathlib.Path) -> None:
         serialization.NoEncryption(),
       ),
     )
+
+
+def _usage(x509: Any, **allowed: bool) -> Any:
+  """What a key may be used for, and nothing else."""
+  names = (
+    'digital_signature',
+    'content_commitment',
+    'key_encipherment',
+    'data_encipherment',
+    'key_agreement',
+    'key_cert_sign',
+    'crl_sign',
+    'encipher_only',
+    'decipher_only',
+  )
+  return x509.KeyUsage(**{name: allowed.get(name, False) for name in names})
 
 
 def _name(x509: Any, text: str) -> Any:
