@@ -261,7 +261,8 @@ def test_without_any_environment_left_the_pool_ends(make, maker, kind):
 
 
 def test_what_engines_count_and_warn_of_outlives_them(make, capfd):
-  pool = make([engines.spec('caching', lengths=(1000,)), engines.spec('count')])
+  pool = make([engines.spec('caching', lengths=(10**9,)), engines.spec('count')])
+  # However long the other engine takes to start, this one is in its first episode.
   start(pool)
   counts = pool.counts()
   assert (counts['cache_hits'], counts['cache_unwritable']) == (2, 1)
