@@ -91,7 +91,7 @@ _REPRESENTABLE = Constraint(
 # Of all texts: they go into scripts, logs and file names.
 _PLAIN = Constraint(
   'must hold no control characters',
-  lambda x: not any(unicodedata.category(c) == 'Cc' for t in _texts(x) for c in t),
+  lambda x: not any(map(has_control_characters, _texts(x))),
 )
 NOT_EMPTY = Constraint('must not be empty', lambda x: len(x) > 0)
 
@@ -100,6 +100,11 @@ def shown(value: Any) -> str:
   """`repr` of what a user gave, for errors; the middle of a long one is left out."""
   text = repr(value)
   return text if len(text) <= _SHOWN else f'{text[:150]}...{text[-40:]}'
+
+
+def has_control_characters(text: str) -> bool:
+  """Such as the end of a line, which no script and no command's answer can hold."""
+  return any(unicodedata.category(c) == 'Cc' for c in text)
 
 
 def _texts(value: Any) -> Iterator[str]:

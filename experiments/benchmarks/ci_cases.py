@@ -166,21 +166,11 @@ def _local() -> tuple[Work, Work]:
   return _through(queue, queue.writer())
 
 
-def _reverb() -> tuple[Work, Work]:
-  from impala_jax.distributed.transport import reverb as reverb_transport
-
+def _network(kind: str) -> tuple[Work, Work]:
   form = transport_benchmark.layout('dmlab')
-  reader = reverb_transport.ReverbReader(form, 4, 8)
-  writer = reverb_transport.ReverbWriter(reader.address, form)
-  return _through(reader, writer)
-
-
-def _tcp() -> tuple[Work, Work]:
-  from impala_jax.distributed.transport import tcp as tcp_transport
-
-  form = transport_benchmark.layout('dmlab')
-  reader = tcp_transport.TcpReader(form, 4, 8)
-  return _through(reader, tcp_transport.TcpWriter(reader.address, form))
+  make_reader, make_writer = transport_benchmark.network(kind)
+  reader = make_reader(form, 4, 8)
+  return _through(reader, make_writer(reader.address, form))
 
 
 CASES = {
@@ -199,9 +189,11 @@ CASES = {
   'local': Case('16 unrolls of 2.1 MB through the local queue', _local, memory),
   'reverb': Case(
     '16 unrolls of 2.1 MB through Reverb',
-    _reverb,
+    lambda: _network('reverb'),
     interpreter,
     lambda: importlib.util.find_spec('reverb') is not None,
   ),
-  'tcp': Case('16 unrolls of 2.1 MB through the TCP transport', _tcp, memory),
+  'tcp': Case(
+    '16 unrolls of 2.1 MB through the TCP transport', lambda: _network('tcp'), memory
+  ),
 }

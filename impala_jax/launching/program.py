@@ -7,11 +7,11 @@ objects. Nothing here starts anything, and there is nothing to pickle.
 import dataclasses
 import json
 import pathlib
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from impala_jax import config as config_lib
+from impala_jax import settings as settings_lib
 from impala_jax.runtime import lease
 
 _LEAVE = 20.0  # Seconds for a role to leave a run that has ended.
@@ -160,7 +160,7 @@ def program_of(
   problems = [
     f'{field} is {str(path)!r}: must hold no control characters'
     for field, path in (('run_dir', run_dir), ('work_dir', work_dir))
-    if has_control_characters(str(path))
+    if settings_lib.has_control_characters(str(path))
   ]
   one_process = config.transport.kind == 'local'
   if learners < 1:
@@ -215,11 +215,6 @@ def program_of(
     first_incarnation=lease.first_incarnation(launches),
     config=json.dumps({'config': config_lib.to_dict(config), 'launches': launches}),
   )
-
-
-def has_control_characters(text: str) -> bool:
-  """Such as the end of a line, which no script and no command's answer can hold."""
-  return any(unicodedata.category(c) == 'Cc' for c in text)
 
 
 def to_dict(program: Program) -> dict[str, Any]:

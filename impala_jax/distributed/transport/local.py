@@ -295,3 +295,41 @@ class LocalWriter:
     """See `transport.Writer`. The transport stays open for other writers."""
     self.closed = True
     self._owner._wake_writers()
+
+
+class FedReader:
+  """A reader to whose local queue something else brings the rows (`transport.Reader`).
+
+  Subclasses close it, and count under `_malformed` what was no row at all.
+
+  Args:
+    queue: that holds the rows, and judges them.
+  """
+
+  def __init__(self, queue: LocalTransport):
+    self._local = queue
+    self.layout = queue.layout
+    self.refusals = queue.refusals
+    self._malformed = 0
+
+  def read(self, timeout: float) -> transport.Batch:
+    """See `transport.Reader`."""
+    return self._local.read(timeout)
+
+  def refuse_older(self, version: int) -> None:
+    """See `transport.Reader`."""
+    self._local.refuse_older(version)
+
+  def refuse_newer(self, version: int) -> None:
+    """See `transport.Reader`."""
+    self._local.refuse_newer(version)
+
+  def stats(self) -> transport.ReaderStats:
+    """See `transport.Reader`."""
+    stats = self._local.stats()
+    stats.corrupted += self._malformed
+    return stats
+
+  def writers(self) -> list[transport.WriterStats]:
+    """See `transport.Reader`."""
+    return self._local.writers()

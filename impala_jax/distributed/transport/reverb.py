@@ -45,7 +45,7 @@ _TABLE = 'unrolls_{}'
 _CLOSING = 'closing'
 
 
-class ReverbReader:
+class ReverbReader(local_transport.FedReader):
   """Starts the queue in this process and reads from it (`transport.Reader`).
 
   Args:
@@ -79,11 +79,9 @@ class ReverbReader:
     if not 0 <= port < 2**16:
       raise ValueError(f'port is {port}: must lie in [0, 65535]')
     table_size = max(1, capacity - batch_size)
-    self.layout = layout
-    self._local = local_transport.LocalTransport(
-      layout, batch_size, min(capacity, batch_size)
+    super().__init__(
+      local_transport.LocalTransport(layout, batch_size, min(capacity, batch_size))
     )
-    self.refusals = self._local.refusals
     self._capacity = table_size + batch_size
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     self.port, self._port_lock = ports.reserve(port)
@@ -93,7 +91,6 @@ class ReverbReader:
       self._server = reverb_server.Server(
         _TABLE.format(layout.nbytes), table_size, _CLOSING, self.port
       )
-    self._malformed = 0
     self._moved = self._moved_before = 0  # Rows.
     self._asked_before = 1  # When the last row came.
     self._vain = 0.0  # Seconds of reads since the last row, rows waiting.
@@ -107,7 +104,7 @@ class ReverbReader:
   def read(self, timeout: float) -> transport.Batch:
     """See `transport.Reader`; TransportError where Reverb itself failed."""
     try:
-      return self._local.read(timeout)
+      return super().read(timeout)
     except TimeoutError:
       self._check_flow(timeout)
       raise
@@ -119,26 +116,13 @@ class ReverbReader:
         f'reading from Reverb failed: {first}'
       ) from self._failure
 
-  def refuse_older(self, version: int) -> None:
-    """See `transport.Reader`."""
-    self._local.refuse_older(version)
-
-  def refuse_newer(self, version: int) -> None:
-    """See `transport.Reader`."""
-    self._local.refuse_newer(version)
-
   def stats(self) -> transport.ReaderStats:
     """See `transport.Reader`."""
-    stats = self._local.stats()
+    stats = super().stats()
     stats.capacity = self._capacity
-    stats.corrupted += self._malformed
     if not self._closed.is_set():
       stats.queued += self._server.waiting()
     return stats
-
-  def writers(self) -> list[transport.WriterStats]:
-    """See `transport.Reader`."""
-    return self._local.writers()
 
   def close(self) -> None:
     """See `transport.Reader`."""

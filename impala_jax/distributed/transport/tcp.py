@@ -39,7 +39,7 @@ _SILENCE = 10.0  # Seconds without an answer, or without a byte, that end a conn
 _SLICE = 0.2  # Seconds of one wait of a writer, after which it looks for `close`.
 
 
-class TcpReader:
+class TcpReader(local_transport.FedReader):
   """Holds the queue in this process and reads from it (`transport.Reader`).
 
   Args:
@@ -71,14 +71,12 @@ class TcpReader:
   ):
     if not 0 <= port < 2**16:
       raise ValueError(f'port is {port}: must lie in [0, 65535]')
-    self.layout = layout
-    self._local = local_transport.LocalTransport(
+    queue = local_transport.LocalTransport(
       layout, batch_size, capacity, on_room=self._on_room
     )
-    self.refusals = self._local.refusals
+    super().__init__(queue)
     self._row_writer = self._local.writer()
     self._closed = False
-    self._malformed = 0
     # What follows is the loop's own.
     self.scratch = memoryview(bytearray(messages.HEAD.size + _SMALL))
     self._connections: set[_Connection] = set()
@@ -89,28 +87,6 @@ class TcpReader:
     self.port = self._service.port
     self.address = f'{ports.LOOPBACK}:{self.port}'
     self._service.loop.call_soon_threadsafe(self._tick)
-
-  def read(self, timeout: float) -> transport.Batch:
-    """See `transport.Reader`."""
-    return self._local.read(timeout)
-
-  def refuse_older(self, version: int) -> None:
-    """See `transport.Reader`."""
-    self._local.refuse_older(version)
-
-  def refuse_newer(self, version: int) -> None:
-    """See `transport.Reader`."""
-    self._local.refuse_newer(version)
-
-  def stats(self) -> transport.ReaderStats:
-    """See `transport.Reader`."""
-    stats = self._local.stats()
-    stats.corrupted += self._malformed
-    return stats
-
-  def writers(self) -> list[transport.WriterStats]:
-    """See `transport.Reader`."""
-    return self._local.writers()
 
   def close(self) -> None:
     """See `transport.Reader`."""
